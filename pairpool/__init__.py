@@ -1,0 +1,85 @@
+"""pairpool: a drop-in `multiprocessing.Pool` whose workers are each on a private socketpair.
+
+    from pairpool import Pool
+
+    with Pool() as pool:
+        print(pool.map(abs, range(-3, 3)))
+
+Names are resolved on first use: importing pairpool starts nothing and imports nothing that is not needed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pairpool._context import get_context as get_context
+    from pairpool._install import install as install
+    from pairpool._install import uninstall as uninstall
+    from pairpool.errors import (
+        FramingError as FramingError,
+    )
+    from pairpool.errors import (
+        InitializerError as InitializerError,
+    )
+    from pairpool.errors import (
+        PairpoolError as PairpoolError,
+    )
+    from pairpool.errors import (
+        PoolTerminatedError as PoolTerminatedError,
+    )
+    from pairpool.errors import (
+        RefusedError as RefusedError,
+    )
+    from pairpool.errors import (
+        TimeoutError as TimeoutError,
+    )
+    from pairpool.errors import (
+        UnsupportedPlatformError as UnsupportedPlatformError,
+    )
+    from pairpool.errors import (
+        WorkerLostError as WorkerLostError,
+    )
+    from pairpool.pool import Pool as Pool
+    from pairpool.pool import ThreadPool as ThreadPool
+    from pairpool.results import AsyncResult as AsyncResult
+    from pairpool.results import Future as Future
+    from pairpool.results import MapResult as MapResult
+
+__version__ = "0.1.0.dev0"
+
+_HOMES = {
+    "AsyncResult": "results",
+    "FramingError": "errors",
+    "Future": "results",
+    "InitializerError": "errors",
+    "MapResult": "results",
+    "PairpoolError": "errors",
+    "Pool": "pool",
+    "PoolTerminatedError": "errors",
+    "RefusedError": "errors",
+    "ThreadPool": "pool",
+    "TimeoutError": "errors",
+    "UnsupportedPlatformError": "errors",
+    "WorkerLostError": "errors",
+    "get_context": "_context",
+    "install": "_install",
+    "uninstall": "_install",
+}
+
+__all__ = sorted(_HOMES)  # noqa: PLE0605 (the names are in one place, where each is with its module)
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        home = _HOMES[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,135 @@
+"""How a zygote comes into being, with each of multiprocessing's start methods.
+
+With ``fork`` it is a plain fork of the calling thread, all signals blocked from before the fork on,
+so that no handler of the user's ever runs in it. With ``forkserver`` and ``spawn`` it is started by
+``multiprocessing.Process``: the main module, sys.path, sys.argv, the working directory and the
+pickling of locks and queues are the stdlib's own work.
+
+Nothing is left of a start that fails: closing the dead-man pipe kills whatever was started.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Collection
+from itertools import starmap
+from multiprocessing import util
+from multiprocessing.context import ForkServerProcess, SpawnProcess
+from typing import NoReturn
+
+from pairpool import _descriptors, _nursery, _orders
+from pairpool._deadman import Deadman
+from pairpool._descriptors import Descriptor
+from pairpool._surroundings import (
+    Caller,
+    Handed,
+    UncountedProcess,
+    WorkerSetup,
+    let_in_signals,
+    shut_out_signals,
+)
+
+
+class Birth:
+    """What is made for one zygote: the parent's things and those of the zygote."""
+
+    def __init__(self, caller: Caller, setup: WorkerSetup) -> None:
+        self.caller = caller
+        self.setup = setup
+        self.deadman = Deadman()
+        self.parent_pidfd = Descriptor(os.pidfd_open(caller.pid))
+        self.parent_end, self.zygote_end = _orders.socketpair()
+        _descriptors.register(self.deadman, self.parent_pidfd, self.parent_end, self.zygote_end)
+
+    def close_zygote_ends(self) -> None:
+        """Close in the parent what only the zygote needs."""
+        self.zygote_end.close()
+        self.parent_pidfd.close()
+        self.deadman.close_worker_end()
+
+    def abandon(self) -> None:
+        """Let go of a zygote that could not be started, or of which nobody shall know."""
+        self.deadman.close()
+        self.parent_end.close()
+
+
+def _start_by_fork(birth: Birth) -> tuple[int, Descriptor]:
+    """Fork the zygote from the caller; return its pid and pidfd."""
+    util._flush_std_streams()  # type: ignore[attr-defined]
+    spared = (birth.deadman, birth.parent_pidfd, birth.zygote_end)
+    forked: list[int] = []
+    # Else a handler of the user's could run in the zygote before that has shut signals out.
+    mask = shut_out_signals()
+    try:
+        with _descriptors.spare(*spared):
+            # Forked and recorded in one step: another thread may take a signal whose handler
+            # raises here.
+            forked += starmap(os.fork, ((),))
+            if forked[0] == 0:
+                _be_forked(birth, mask)
+        return forked[0], Descriptor(os.pidfd_open(forked[0]))
+    except BaseException:
+        if forked:
+            if forked[0] == 0:
+                os._exit(1)
+            birth.deadman.close()
+            os.waitpid(forked[0], 0)
+        raise
+    finally:
+        let_in_signals(mask)
+
+
+def _be_forked(birth: Birth, mask: Collection[int]) -> NoReturn:
+    birth.deadman.close_parent_end()
+    # The workers keep it, as the sentinel of their parent_process().
+    _descriptors.unregister(birth.parent_pidfd)
+    _nursery.run(
+        birth.caller,
+        birth.setup,
+        birth.zygote_end,
+        birth.deadman.worker_end,
+        birth.parent_pidfd.fileno(),
+        mask,
+    )
+
+
+class _ZygoteProcess(UncountedProcess):
+    """A zygote that multiprocessing starts in a clean process."""
+
+    def __init__(self, birth: Birth) -> None:
+        caller = birth.caller
+        super().__init__("PairpoolZygote", (), caller.config, caller.pid, caller.name)
+        self._caller = caller
+        self._setup = birth.setup
+        self._handed = Handed((birth.zygote_end.fileno(), birth.deadman.worker_end, birth.parent_pidfd.fileno()))
+
+    def run(self) -> None:
+        """Be the zygote."""
+        number, deadman_end, parent_pidfd = self._handed
+        channel = socket.socket(fileno=number)
+        _descriptors.register(channel, deadman_end)
+        _nursery.run(self._caller, self._setup, channel, deadman_end, parent_pidfd)
+
+
+class _SpawnZygote(_ZygoteProcess, SpawnProcess): ...
+
+
+class _ForkServerZygote(_ZygoteProcess, ForkServerProcess): ...
+
+
+def _start_by_process(process: _ZygoteProcess) -> tuple[int, Descriptor]:
+    """Have multiprocessing start the zygote; return its pid and pidfd."""
+    # What start() does, but for entering it in the list of children.
+    popen = process._Popen(process)  # type: ignore[attr-defined]
+    try:
+        return popen.pid, Descriptor(os.pidfd_open(popen.pid))
+    finally:
+        popen.close()
+
+
+STARTERS: dict[str, Callable[[Birth], tuple[int, Descriptor]]] = {
+    "fork": _start_by_fork,
+    "spawn": lambda birth: _start_by_process(_SpawnZygote(birth)),
+    "forkserver": lambda birth: _start_by_process(_ForkServerZygote(birth)),
+}

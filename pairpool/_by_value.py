@@ -1,0 +1,308 @@
+"""Functions and classes by value: cloudpickle's reducers, bound to our notion of where globals live.
+
+cloudpickle gives each function that it unpickles a dictionary of globals of its own, so that what
+an initializer set is not seen; or, asked to share one, overwrites it. Here such a function gets the
+dictionary of its own module (see _namespaces.py), and brings only what may be missing there:
+
+- functions, classes and modules that the worker has otherwise; in the main module they replace
+  what is there, elsewhere they fill gaps;
+- plain data, only where the name is absent (or where an earlier function brought its value).
+
+All else is left to pickle, so that data which the stdlib's pool refuses (locks, files, views) is
+refused here in the same words.
+"""
+
+from __future__ import annotations
+
+import builtins
+import collections
+import copyreg
+import functools
+import io
+import logging
+import pickle
+import types
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from types import FunctionType
+from typing import Any, Final
+
+from cloudpickle import cloudpickle
+
+from pairpool._fingerprint import ATOMS, CachedFunction, Definition, in_main, is_definition
+from pairpool._ledger import Ledger, Need, binding_of
+from pairpool._namespaces import MAIN_NAMES, Namespace, home_of, namespace, plant
+
+PROTOCOL: Final = 5
+SUPPORTED_CLOUDPICKLE: Final = "cloudpickle>=3.1,<4"
+
+Reduced = Any
+"""What a reducer returns."""
+
+Reducers = Mapping[type, Callable[[Any], Reduced]]
+
+_IDENTITY_OF_MODULE: Final = ("__package__", "__name__", "__path__", "__file__")
+
+
+def check_cloudpickle() -> None:
+    """Raise where cloudpickle's private parts that pairpool stands on are not what they were."""
+
+    def sample() -> None: ...
+
+    try:
+        _, slots = cloudpickle._function_getstate(sample)
+        maker, arguments, _, _, _, setter = cloudpickle._dynamic_class_reduce(type("Sample", (), {}))
+        holds = (
+            {"__globals__", "__closure__", "_cloudpickle_submodules"} <= slots.keys()
+            and maker is cloudpickle._make_skeleton_class
+            and arguments[4] in cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID
+            and callable(cloudpickle._make_skeleton_enum)
+            and callable(cloudpickle._class_reduce)
+            and callable(cloudpickle._should_pickle_by_reference)
+            and setter is cloudpickle._class_setstate
+            and type(cloudpickle._make_empty_cell()) is types.CellType
+            and types.CodeType in cloudpickle.Pickler.dispatch_table.maps[0]
+        )
+    except (AttributeError, IndexError, TypeError, ValueError):
+        holds = False
+    if not holds:
+        import cloudpickle as package
+
+        raise ImportError(f"pairpool needs {SUPPORTED_CLOUDPICKLE}, and not {package.__version__}, which differs inside")
+
+
+check_cloudpickle()
+
+_DATA: Final = frozenset(
+    # What cloudpickle would convert, often into something else.
+    (io.TextIOWrapper, memoryview, logging.Logger, logging.RootLogger, weakref.WeakSet, types.MethodType)
+    + tuple(
+        type(view)
+        for mapping in ({}, collections.OrderedDict[str, str]())
+        for view in (mapping.keys(), mapping.values(), mapping.items())
+    )
+)
+PARTS_OF_DEFINITIONS: Final[Reducers] = {
+    kind: reducer for kind, reducer in cloudpickle.Pickler.dispatch_table.maps[0].items() if kind not in _DATA
+}
+
+
+def is_importable(definition: Definition) -> bool:
+    """Tell whether a function or class that is not of the main module is found by its name."""
+    return bool(cloudpickle._should_pickle_by_reference(definition))
+
+
+class DefinitionPickler(pickle.Pickler):
+    """Pickles functions and classes by name or by value; subclasses say which.
+
+    One method sees every object that is not of a basic type, before any table of reducers.
+    """
+
+    def __init__(self, file: Any, reducers: Reducers) -> None:
+        super().__init__(file, PROTOCOL)
+        self.dispatch_table = {**copyreg.dispatch_table, **PARTS_OF_DEFINITIONS, **reducers}
+        self._anonymous: dict[int, Namespace] = {}
+
+    def stays_named(self, definition: Definition) -> bool:
+        """Tell whether a name is enough."""
+        raise NotImplementedError
+
+    def globals_to_bring(self, home: str, names: Namespace) -> tuple[Namespace, Namespace]:
+        """Return, of the globals a function uses, the definitions and the data to take along."""
+        raise NotImplementedError
+
+    def restorer(self) -> Callable[[FunctionType, Any], None]:
+        """Return what finishes a function where it arrives."""
+        raise NotImplementedError
+
+    def reducer_override(self, obj: Any) -> Reduced:
+        kind = type(obj)
+        if kind is FunctionType:
+            return NotImplemented if self.stays_named(obj) else self.reduce_function(obj)
+        if kind is CachedFunction:
+            return NotImplemented if self.stays_named(obj) else reduce_cached_function(obj)
+        if issubclass(kind, type) and kind not in self.dispatch_table:
+            return NotImplemented if self.stays_named(obj) else self.reduce_class(obj)
+        return NotImplemented
+
+    def reduce_class(self, cls: type) -> Reduced:
+        return cloudpickle._class_reduce(cls) if not in_main(cls) else cloudpickle._dynamic_class_reduce(cls)
+
+    def reduce_function(self, function: FunctionType) -> Reduced:
+        state, slots = cloudpickle._function_getstate(function)
+        names = slots.pop("__globals__")
+        home = home_of(function.__globals__)
+        if home is None:
+            definitions, data = names, {}
+        else:
+            definitions, data = self.globals_to_bring(home, names)
+        cells = None
+        if function.__closure__ is not None:
+            # Filled once the function exists: it may close over itself.
+            cells = tuple(cloudpickle._make_empty_cell() for _ in function.__closure__)
+        base = self._anonymous_globals(function) if home is None else None
+        made_from = (function.__code__, home, base, cells)
+        return make_function, made_from, (state, slots, home, definitions, data), None, None, self.restorer()
+
+    def _anonymous_globals(self, function: FunctionType) -> Namespace:
+        """Return globals for a function of no module; those that shared theirs share them in one pickle."""
+        globals_ = function.__globals__
+        return self._anonymous.setdefault(
+            id(globals_), {name: globals_[name] for name in _IDENTITY_OF_MODULE if name in globals_}
+        )
+
+
+class SendingPickler(DefinitionPickler):
+    """Pickles what a caller sends to workers.
+
+    As a first attempt whatever a worker may well have goes by name, and is put down in `needs`;
+    as a `fallback` all that goes by value.
+    """
+
+    def __init__(
+        self, file: Any, reducers: Reducers, ledger: Ledger, *, fallback: bool = False, cautious: bool = False
+    ) -> None:
+        """`cautious`: data of functions that cannot be pickled is left out, and stays a need."""
+        super().__init__(file, reducers)
+        self.needs: dict[Need, None] = {}
+        self.by_value: set[str] = set()  # bindings
+        self.functions: list[FunctionType] = []  # that went by value
+        self.data: list[tuple[Namespace, str, Any]] = []  # that they brought
+        self.has_state = False  # a class by value, or globals of no module: may change unseen
+        self.met_main = False
+        self._ledger = ledger
+        self._fallback = fallback
+        self._cautious = cautious
+
+    def stays_named(self, definition: Definition) -> bool:
+        if not in_main(definition):
+            return is_importable(definition)
+        self.met_main = True
+        binding = binding_of(definition)
+        return binding is not None and self._refers_to(binding)
+
+    def reduce_function(self, function: FunctionType) -> Reduced:
+        self.functions.append(function)
+        self.has_state |= home_of(function.__globals__) is None
+        return super().reduce_function(function)
+
+    def reduce_class(self, cls: type) -> Reduced:
+        self.has_state = True
+        return super().reduce_class(cls)
+
+    def globals_to_bring(self, home: str, names: Namespace) -> tuple[Namespace, Namespace]:
+        definitions, data = {}, {}
+        for name, value in names.items():
+            if not is_definition(value):
+                if self._brings_data(home, name, value):
+                    data[name] = value
+                    self.data.append((namespace(home), name, value))
+            elif home in MAIN_NAMES:
+                self.met_main = True
+                if not self._refers_to(name):
+                    definitions[name] = value
+            elif (getattr(value, "__module__", None), getattr(value, "__qualname__", None)) != (home, name):
+                definitions[name] = value
+        return definitions, data
+
+    def restorer(self) -> Callable[[FunctionType, Any], None]:
+        return restore_sent_function
+
+    def _refers_to(self, binding: str) -> bool:
+        needs = self._ledger.needs_of(binding)
+        if needs is None:
+            self.by_value.add(binding)
+            return False
+        pending = self._ledger.pending(needs)
+        if pending and self._fallback:
+            return False
+        self.needs.update(dict.fromkeys(pending))
+        return True
+
+    def _brings_data(self, home: str, name: str, value: Any) -> bool:
+        if self._ledger.is_inherited(home, name):
+            return False
+        need = self._ledger.data_need(home, name)
+        if need is None or type(value) in ATOMS:
+            return True
+        if not self._ledger.pending((need,)):
+            return False
+        if self._fallback and not (self._cautious and not self._can_pickle(value)):
+            return True
+        self.needs[need] = None
+        return False
+
+    def _can_pickle(self, value: Any) -> bool:
+        try:
+            _ShallowPickler(io.BytesIO(), self.dispatch_table, self._ledger, fallback=True).dump(value)
+        except Exception:
+            return False
+        return True
+
+
+class _ShallowPickler(SendingPickler):
+    """Finds out whether a datum itself can be pickled, whatever the functions in it bring."""
+
+    def _brings_data(self, home: str, name: str, value: Any) -> bool:
+        return False
+
+
+def reduce_cached_function(cached: Any) -> Reduced:
+    """Reduce what `functools.lru_cache` made; the copy begins with an empty cache."""
+    wrapped = getattr(cached, "__wrapped__", None)
+    if wrapped is None:
+        return NotImplemented
+    return make_cached_function, (wrapped, cached.cache_parameters())
+
+
+# Where they arrive.
+
+
+def make_cached_function(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
+    """Cache a function anew."""
+    return functools.lru_cache(**parameters)(function)
+
+
+def make_function(
+    code: types.CodeType, home: str | None, base: Namespace | None, cells: tuple[types.CellType, ...] | None
+) -> FunctionType:
+    """Make a function that has the globals of its module, or `base` where it has no module."""
+    if base is None:
+        assert home is not None
+        return FunctionType(code, namespace(home), None, None, cells)
+    base["__builtins__"] = builtins
+    return FunctionType(code, base, None, None, cells)
+
+
+def restore_sent_function(function: FunctionType, state: Any) -> None:
+    """Finish a function that a caller sent: what it brings replaces what the main module has."""
+    _restore_function(function, state, overwrite=True)
+
+
+def restore_returned_function(function: FunctionType, state: Any) -> None:
+    """Finish a function that a worker sent back: what it brings only fills gaps."""
+    _restore_function(function, state, overwrite=False)
+
+
+def _restore_function(function: FunctionType, state: Any, *, overwrite: bool) -> None:
+    attributes, slots, home, definitions, data = state
+    function.__dict__.update(attributes)
+    slots.pop("_cloudpickle_submodules")  # were there to be imported
+    _fill_cells(function, slots.pop("__closure__"))
+    for name, value in slots.items():
+        setattr(function, name, value)
+    if home is None:
+        function.__globals__.update(definitions)
+        return
+    for name, value in definitions.items():
+        plant(home, name, value, overwrite=overwrite and home in MAIN_NAMES)
+    for name, value in data.items():
+        plant(home, name, value, overwrite=False)
+
+
+def _fill_cells(function: FunctionType, filled: Iterable[types.CellType] | None) -> None:
+    for empty, cell in zip(function.__closure__ or (), filled or (), strict=True):
+        try:
+            empty.cell_contents = cell.cell_contents
+        except ValueError:  # empty where it came from, too
+            continue

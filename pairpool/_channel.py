@@ -1,0 +1,88 @@
+"""The two channels between the parent and a worker, and messages larger than one packet of a socket may be.
+
+Each channel is a SOCK_SEQPACKET socketpair: *tasks* carries packets down and outcomes up, *control* carries what is
+no packet (forget, stop) down. The parent keeps `worker_end` of the tasks channel as well: a packet that lies in the
+worker's queue is taken by exactly one `recv`, the worker's or the parent's own.
+
+A message up to MESSAGE_LIMIT travels inline. A larger one is *spilled*: written to a sealed memfd, whose descriptor
+travels in a message of its own kind. The receiver maps it privately, so neither side sees the other's writes, and no
+later truncation can raise SIGBUS.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import socket
+import struct
+from collections.abc import Sequence
+from typing import Any, Final
+
+from pairpool import _descriptors, _framing
+from pairpool.errors import FramingError
+
+SPILLED: Final = 255  # kind of the message that says where another one lies; no _packet.Kind
+BUFFER_SIZE: Final = 212_992  # bytes of SO_SNDBUF: what an unprivileged process gets on most machines
+OVERHEAD: Final = 1024  # bytes that the kernel charges for a message besides its own, at most, for small ones
+
+_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+_LENGTH: Final = struct.Struct("<Q")
+
+
+def socketpair() -> tuple[socket.socket, socket.socket]:
+    """A channel: the parent's end and the worker's. Both close on exec."""
+    parent_end, worker_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in (parent_end, worker_end):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_SIZE // 2)  # the kernel doubles it
+    return parent_end, worker_end
+
+
+def credit(end: socket.socket) -> int:
+    """Bytes, counted as `charge` counts them, that may be on their way from this end at once."""
+    return end.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+
+
+def charge(length: int) -> int:
+    """What the kernel takes of a channel's buffer for a message of so many bytes, and a little more."""
+    # Measured: 768 bytes for an empty message, and about a page more than its length for a large one; the
+    # allocation may be rounded up by a quarter.
+    return length + length // 4 + OVERHEAD
+
+
+def encode(kind: int, ident: int, buffers: Sequence[Any]) -> tuple[bytes, _descriptors.Descriptor | None]:
+    """The message to send, and the memfd that has to travel with it where it was too large."""
+    message = _framing.pack(kind, ident, buffers)
+    if len(message) <= _framing.MESSAGE_LIMIT:
+        return message, None
+    memfd = _descriptors.Descriptor(os.memfd_create("pairpool-spill", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
+    rest = memoryview(message)
+    while rest:
+        rest = rest[os.write(memfd.fileno(), rest) :]
+    fcntl.fcntl(memfd.fileno(), fcntl.F_ADD_SEALS, _SEALS)
+    return _framing.pack(SPILLED, ident, [_LENGTH.pack(len(message))]), memfd
+
+
+def decode(message: Any, descriptors: tuple[int, ...]) -> tuple[int, int, list[memoryview], tuple[int, ...]]:
+    """Kind, ident and buffers of a message, and the descriptors that belong to what it carries.
+
+    The descriptor of a spilled message's memfd is the first of `descriptors`; it stays the caller's to close, and may be
+    closed at once. Raises FramingError for anything malformed.
+    """
+    kind, ident, buffers = _framing.unpack(message)
+    if kind != SPILLED:
+        return kind, ident, buffers, descriptors
+    if not descriptors or len(buffers) != 1 or len(buffers[0]) != _LENGTH.size:
+        raise FramingError("malformed message about a spilled one")
+    (length,) = _LENGTH.unpack(buffers[0])
+    memfd = descriptors[0]
+    try:
+        if fcntl.fcntl(memfd, fcntl.F_GET_SEALS) & _SEALS != _SEALS or os.fstat(memfd).st_size != length:
+            raise FramingError("a spilled message is not sealed at the length told")
+        mapped = mmap.mmap(memfd, length, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+    except (OSError, ValueError) as error:
+        raise FramingError(f"a spilled message cannot be mapped: {error}") from error
+    kind, spilled_ident, buffers = _framing.unpack(mapped)
+    if spilled_ident != ident or kind == SPILLED:
+        raise FramingError("a spilled message is not the one told")
+    return kind, ident, buffers, descriptors[1:]

@@ -1,0 +1,185 @@
+"""pairpool's own descriptors, and what becomes of them when somebody forks.
+
+Theory of operation
+-------------------
+A descriptor of ours that survives in a process which was not meant to have it does harm: a socket
+keeps its peer from seeing EOF, the write end of a dead-man pipe (`_deadman`) keeps dead a parent's
+workers alive. exec is no concern, every descriptor of ours is CLOEXEC. A plain ``os.fork()``, the
+user's or that of another pool's zygote, copies them all. So each is registered here, and one hook
+closes them in every forked child.
+
+- The hook is registered when the first descriptor is, not on import.
+- It calls ``close()`` and nothing else: ``shutdown()`` or ``epoll_ctl()`` would reach through the
+  shared open file into the parent.
+- It takes no lock: whoever held one in the parent is not there in the child to release it.
+
+Owners
+------
+What is registered should be an *owner*: an object whose ``close()`` may be called twice, such as a
+socket or a `Descriptor`. Owners are held weakly, so that the registry keeps nothing alive, and one
+closed by its user is harmless here. A bare number may be registered too; it must be closed through
+`close` here, because a number that was closed behind our back may by now be a file of the user's.
+
+Guarantees
+----------
+After a fork, in the child: every registered descriptor that the forking thread did not `spare` is
+closed, then every callback of `call_after_fork_in_child` has run, before ``os.fork()`` returns.
+
+Assumptions
+-----------
+A descriptor is registered a few instructions after the system call that made it. A fork by another
+thread between the two copies it for good; what is built on this registry has to bear that (the
+zygote does: `_nursery`, "Ends").
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import traceback
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+
+class Owner(Protocol):
+    """Whatever owns descriptors: closing it twice does no harm."""
+
+    def close(self) -> None: ...
+
+
+class Descriptor:
+    """Owns one descriptor, and closes it at the latest when it is collected."""
+
+    __slots__ = ("__weakref__", "_number")
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def fileno(self) -> int:
+        """Return the number of the descriptor; -1 once it is closed, as a socket does."""
+        return self._number
+
+    def detach(self) -> int:
+        """Give the descriptor away and return its number."""
+        number, self._number = self._number, -1
+        return number
+
+    def close(self) -> None:
+        """Close the descriptor, once."""
+        # Forgotten before it is closed: an interrupt between the two may leak it, but can never
+        # make a second close hit a stranger that was given the same number.
+        number, self._number = self._number, -1
+        if number >= 0:
+            os.close(number)
+
+    def __del__(self) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Descriptor {self._number}>" if self._number >= 0 else "<Descriptor closed>"
+
+
+_numbers: set[int] = set()
+_owners: weakref.WeakSet[Owner] = weakref.WeakSet()
+_callbacks: list[weakref.ref[Callable[[], object]]] = []
+
+# What the fork that a thread is about to make leaves open, by that thread's identity (which the
+# child's only thread keeps).
+_spared: dict[int, tuple[int | Owner, ...]] = {}
+
+_hooked = False
+
+
+def register(*items: int | Owner) -> None:
+    """Have these descriptors closed in every forked child."""
+    _hook_forks()
+    for item in items:
+        if isinstance(item, int):
+            _numbers.add(item)
+        else:
+            _owners.add(item)
+
+
+def unregister(*items: int | Owner) -> None:
+    """Leave these descriptors alone from now on; those that are not registered are ignored."""
+    for item in items:
+        if isinstance(item, int):
+            _numbers.discard(item)
+        else:
+            _owners.discard(item)
+
+
+def close(*items: int | Owner) -> None:
+    """Unregister and close these descriptors, in this order."""
+    for item in items:
+        unregister(item)
+        if isinstance(item, int):
+            os.close(item)
+        else:
+            item.close()
+
+
+def close_all(numbers: Iterable[int]) -> None:
+    """Close descriptors that were never registered, such as those just received."""
+    for number in numbers:
+        os.close(number)
+
+
+@contextmanager
+def spare(*items: int | Owner) -> Iterator[None]:
+    """Leave these descriptors open, and registered, in a child that this thread forks meanwhile."""
+    ident = threading.get_ident()
+    _spared[ident] = items
+    try:
+        yield
+    finally:
+        _spared.pop(ident, None)
+
+
+def call_after_fork_in_child(callback: Callable[[], object]) -> None:
+    """Call this in every forked child once the descriptors are closed, if it still exists by then.
+
+    A bound method is held by its object: the way for a pool to mark itself inert. The callback
+    must take no lock, because whoever held it in the parent does not exist in the child.
+    """
+    _hook_forks()
+    reference: weakref.ref[Any]
+    if hasattr(callback, "__self__"):
+        reference = weakref.WeakMethod(callback)
+    else:
+        reference = weakref.ref(callback)
+    # A new list, so that a fork in the midst of this sees the old or the new one.
+    global _callbacks
+    _callbacks = [known for known in _callbacks if known() is not None] + [reference]
+
+
+def _hook_forks() -> None:
+    global _hooked
+    if not _hooked:
+        # Two threads may both come here; running the hook twice changes nothing.
+        _hooked = True
+        os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _after_fork_in_child() -> None:
+    spared = _spared.pop(threading.get_ident(), ())
+    _spared.clear()
+    items: list[int | Owner] = [*_numbers, *_owners]
+    for item in items:
+        if item in spared:
+            continue
+        try:
+            close(item)
+        except OSError:
+            pass  # EBADF: somebody closed the number behind our back, as os.closerange() does
+    for reference in _callbacks:
+        callback = reference()
+        try:
+            if callback is not None:
+                callback()
+        except Exception:
+            # One bad callback must not keep the others from running.
+            traceback.print_exc(file=sys.__stderr__)

@@ -1,0 +1,155 @@
+"""Pulls the items of a batch and pickles them, where that runs the user's code.
+
+A generator may block, may raise, may wait for results of this very pool; a reducer may do anything. So neither runs on
+a thread that others depend on: the caller of `map` feeds his own job while he waits for it, every other job
+has a feeder thread of its own. It keeps a little more ready than the slots can hold (`appetite`), so that an endless
+input is read only as fast as the pool works.
+
+Only one thread at a time feeds a job. It leaves payloads one by one in `fresh`, before it pulls the next item, since
+that may block until the one before has been worked on. Whoever drains takes them; the feeder itself drains where
+slots idle (`Dispatcher.starving` is set before `fresh` is looked at for the last time, so none is left lying).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from pairpool._scheduler import DEPTH, MAX_UNITS
+from pairpool._waiting import Settable, Signal
+
+if TYPE_CHECKING:
+    from pairpool._dispatch import Dispatcher
+    from pairpool._jobs import BatchJob
+
+PORTION = 64  # items of a list pickled in one go: so that the pool begins before the last is pickled
+CLOSED = object()  # the last entry of `fresh`: there will be no more
+
+
+class Feeder:
+    """Feeds one batch."""
+
+    def __init__(
+        self, dispatcher: Dispatcher, job: BatchJob, items: Iterable[Any], refusal: BaseException | None = None
+    ) -> None:
+        """`refusal`: the function cannot be pickled, so every item fails with this."""
+        self._dispatcher = dispatcher
+        self._source = items
+        self._items: Iterator[Any] | None = None
+        self._refusal = refusal
+        self._plain = type(items) in (list, tuple)  # pulling an item cannot block
+        self.threaded = False  # a thread of its own feeds, not a waiting caller
+        self._fed = 0  # units
+        self._over = False
+        self.job = job
+        self.fresh: list[Any] = []  # Payload, or what was raised instead of one, or CLOSED
+        self.signals: list[Settable] = []
+
+    def hungry(self) -> bool:
+        """Whether the pool may soon have no more units of this job."""
+        if self._over:
+            return False
+        plan = self.job.plan
+        return self._fed - plan.next < self._appetite()
+
+    def _appetite(self) -> int:
+        """Units to keep ready: what all slots may hold, and as much again."""
+        slots = max(1, len(self._dispatcher.scheduler.slots))
+        unit_ns = self.job.plan.unit_ns
+        depth = DEPTH // unit_ns if unit_ns else 1
+        return 2 * slots * max(1, min(depth, MAX_UNITS))
+
+    def nudge(self) -> None:
+        """Wakes the feeding thread where there is something to do."""
+        if self.signals and self.hungry():
+            for signal in self.signals:
+                signal.set()
+
+    def end(self) -> None:
+        """The job is over: no more is wanted."""
+        self._over = True
+        for signal in self.signals:
+            signal.set()
+
+    def feed(self) -> None:
+        """Pulls and pickles. What is no Exception comes out, and so does what a signal handler raises."""
+        try:
+            if self._items is None:
+                self._items = iter(self._source)
+            units = [self._pull() for _ in range(PORTION)] if self._plain else [self._pull()]
+        except Exception as error:
+            # As in the stdlib's Pool: the item at this position raises, and it is the last one.
+            self._leave([error, CLOSED])
+            return
+        dumps = self._dispatcher.encoder.dumps
+        entries: list[Any] = []
+        for unit in units:
+            if unit is CLOSED:
+                entries.append(CLOSED)
+                break
+            try:
+                entries.append(self._refusal or dumps(unit))
+            except Exception as error:
+                entries.append(error)
+        self._leave(entries)
+
+    def _pull(self) -> Any:
+        """The next item, or list of items where they make a unit together; CLOSED after the last."""
+        assert self._items is not None
+        if self.job.unit == 1:
+            return next(self._items, CLOSED)
+        return list(islice(self._items, self.job.unit)) or CLOSED
+
+    def _leave(self, entries: list[Any]) -> None:
+        over = entries[-1] is CLOSED
+        fed = self._fed + len(entries) - over
+        fresh = self.fresh
+        # commit
+        self._over = over
+        self._fed = fed
+        fresh += entries
+        if self._dispatcher.starving or self._over:
+            self._dispatcher.drain()
+
+    def start_thread(self) -> None:
+        self.threaded = True
+        threading.Thread(target=self._run, name="pairpool-feeder", daemon=True).start()
+
+    def _run(self) -> None:
+        signal = Signal()
+        self.signals.append(signal)
+        while not self._over:
+            if not self.hungry():
+                signal.wait()
+                continue
+            try:
+                self.feed()
+            except BaseException as error:
+                # The iterable or a reducer raised what is no Exception (SystemExit, say): the job ends with it.
+                self._leave([error, CLOSED])
+
+    def feed_while_waiting(self, ready: Callable[[], bool], signals: list[Settable]) -> None:
+        """Feeds on this thread, in between waiting for `ready()`."""
+        while not ready():
+            if self.hungry():
+                self.feed()
+            else:
+                self._dispatcher.wait(lambda: ready() or self.hungry(), _Both(signals, self.signals))
+
+
+class _Both(list[Any]):
+    """Leaves a signal in two places at once."""
+
+    def __init__(self, *places: list[Settable]) -> None:
+        super().__init__()
+        self._places = places
+
+    def append(self, signal: Settable) -> None:
+        for place in self._places:
+            place.append(signal)
+
+    def remove(self, signal: Settable) -> None:
+        for place in self._places:
+            place.remove(signal)

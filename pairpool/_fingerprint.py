@@ -1,0 +1,343 @@
+"""What a function or class is made of, and whether two of them in two processes are the same.
+
+A `digest` describes structure: code, recursively, with the names and constants it uses. It has
+no line numbers and no file names, and nothing in it depends on the interpreter's hash seed, so it
+is equal in every process that compiled the same source, also where the main module was run again
+as ``__mp_main__``. What a definition only refers to by a global name is not part of its digest:
+whoever compares asks for those names one by one (see _ledger.py).
+"""
+
+from __future__ import annotations
+
+import dis
+import enum
+import functools
+import hashlib
+import sys
+import weakref
+from collections.abc import Iterator
+from operator import is_
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodDescriptorType, ModuleType
+from typing import Any, Final, TypeAlias
+
+from pairpool._namespaces import MAIN_NAMES
+
+CachedFunction: Final = type(functools.cache(len))
+"""What `functools.lru_cache` makes of a function."""
+
+Definition: TypeAlias = Any
+"""A function, class or module: what is set anew where a name has another one."""
+
+ATOMS: Final = frozenset({int, float, str, bytes, bool, type(None)})
+"""Types whose values have no identity worth keeping: equal is the same."""
+
+DIGEST_SIZE: Final = 16
+
+_DERIVED: Final = frozenset(
+    # Parts of a class that Python makes from the others, or that say where it was written.
+    "__module__ __qualname__ __doc__ __dict__ __weakref__ __annotations__ __annotate__ __annotate_func__ "
+    "__annotations_cache__ __firstlineno__ __static_attributes__ __abstractmethods__ _abc_impl "
+    "__parameters__ __orig_bases__ __type_params__".split()
+)
+_POSITIONAL: Final = ("__firstlineno__", "__static_attributes__")
+
+
+class Scope(enum.IntEnum):
+    """How much of a definition has to be the same."""
+
+    PRESENT = 0  # a global of that name, whatever it is
+    CODE = 1  # what it does
+    ALL = 2  # also the plain values it carries: defaults, closures, attributes of a class
+
+
+def is_definition(value: object) -> bool:
+    """Tell functions, classes and modules from data.
+
+    By the type alone: asking a proxy for its ``__class__`` runs code of the user's.
+    """
+    kind = type(value)
+    return kind is FunctionType or kind is CachedFunction or issubclass(kind, (type, ModuleType))
+
+
+def in_main(definition: Definition) -> bool:
+    """Tell whether a definition says it comes from the main module."""
+    module = getattr(definition, "__module__", None)
+    return isinstance(module, str) and module in MAIN_NAMES
+
+
+def digest(definition: Definition, scope: Scope) -> bytes:
+    """Return 16 bytes, of which the first is the scope."""
+    hasher = hashlib.blake2b(digest_size=DIGEST_SIZE - 1)
+    writer = _Writer(scope)
+    writer.write_definition(definition)
+    hasher.update(repr(writer.tokens).encode("utf-8", "surrogatepass"))
+    return bytes((scope,)) + hasher.digest()
+
+
+class _Writer:
+    """Writes a definition down as a list of strings, numbers and bytes."""
+
+    def __init__(self, scope: Scope) -> None:
+        self.tokens: list[str | int | bytes] = []
+        self._with_values = scope is Scope.ALL
+        self._seen: dict[int, int] = {}
+        self._held: list[object] = []  # keeps the ids in _seen from being used again
+
+    def write_definition(self, definition: Definition) -> None:
+        """Write a definition itself, though it may have a name."""
+        number = self._seen.setdefault(id(definition), len(self._seen))
+        if number < len(self._held):
+            self._put("again", number)
+            return
+        self._held.append(definition)
+        if isinstance(definition, FunctionType):
+            self._write_function(definition)
+        elif isinstance(definition, type):
+            self._write_class(definition)
+        elif isinstance(definition, CachedFunction):
+            self._write_cached_function(definition)
+        elif isinstance(definition, ModuleType):
+            self._put("module", definition.__name__)
+        else:
+            self._put("object", *_name(type(definition)))
+
+    def _put(self, *tokens: str | int | bytes) -> None:
+        self.tokens.extend(tokens)
+
+    def _write_function(self, function: FunctionType) -> None:
+        self._put("function")
+        self._write_code(function.__code__)
+        if self._with_values:
+            self._write_value(function.__defaults__)
+            for name, value in (function.__kwdefaults__ or {}).items():
+                self._put(name)
+                self._write_value(value)
+        for contents in cell_contents(function):
+            if self._with_values or is_definition(contents):
+                self._write_value(contents)
+
+    def _write_cached_function(self, cached: Any) -> None:
+        self._put("cached", repr(getattr(cached, "cache_parameters", dict)()))
+        self._write_value(getattr(cached, "__wrapped__", None))
+
+    def _write_class(self, cls: type) -> None:
+        self._put("class", cls.__name__)
+        self._write_value(type(cls))
+        for base in cls.__bases__:
+            self._write_value(base)
+        if isinstance(cls, enum.EnumMeta) and self._with_values:
+            for name, member in cls.__members__.items():
+                self._put(name)
+                self._write_value(member.value)
+        for name, value in sorted(vars(cls).items()):
+            if name in _DERIVED:
+                continue
+            parts = tuple(_parts_of_attribute(value))
+            if parts:
+                self._put(name, type(value).__name__)
+                for part in parts:
+                    self._write_part(part, cls)
+            elif self._with_values:
+                self._put(name)
+                self._write_value(value)
+
+    def _write_part(self, part: Definition, cls: type) -> None:
+        if isinstance(part, type) and part.__qualname__.startswith(cls.__qualname__ + "."):
+            self.write_definition(part)  # a class inside the class
+        else:
+            self._write_value(part)
+
+    def _write_value(self, value: Any) -> None:
+        """Write a value: definitions by name where that says it all, data only where it is constant."""
+        kind = type(value)
+        if kind in ATOMS or kind is complex or value is ...:
+            self._put(kind.__name__, repr(value))
+        elif kind is tuple:
+            self._put("tuple", len(value))
+            for element in value:
+                self._write_value(element)
+        elif kind is frozenset:
+            self._put("frozenset", *sorted(map(self._apart, value)))
+        elif kind is CodeType:
+            self._write_code(value)
+        elif kind in (BuiltinFunctionType, MethodDescriptorType):
+            self._put("named", *_name(value))
+        elif not is_definition(value):
+            self._put("object", *_name(kind))
+        elif _is_written_by_name(value):
+            self._put("named", *_name(value))
+        else:
+            self.write_definition(value)
+
+    def _apart(self, value: Any) -> str:
+        writer = _Writer(Scope.ALL)
+        writer._write_value(value)
+        return repr(writer.tokens)
+
+    def _write_code(self, code: CodeType) -> None:
+        self._put(
+            "code",
+            code.co_name,
+            code.co_argcount,
+            code.co_posonlyargcount,
+            code.co_kwonlyargcount,
+            code.co_flags,
+            code.co_code,
+            code.co_exceptiontable,
+        )
+        for names in (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars):
+            self._put(len(names), *names)
+        positional = _positional_constants(code)
+        for index, constant in enumerate(code.co_consts):
+            if index not in positional:
+                self._write_value(constant)
+
+
+def _positional_constants(code: CodeType) -> frozenset[int]:
+    """Return which constants of a class's body say where it was written.
+
+    Python 3.13 and later store them; in 3.13.0 the order of the one for __static_attributes__
+    depends on the hash seed.
+    """
+    if _POSITIONAL[0] not in code.co_names:
+        return frozenset()
+    found = set()
+    previous: dis.Instruction | None = None
+    for instruction in dis.get_instructions(code):
+        if instruction.argval in _POSITIONAL and previous is not None and previous.arg is not None:
+            found.add(previous.arg)
+        previous = instruction
+    return frozenset(found)
+
+
+def _name(definition: Definition) -> tuple[str, str]:
+    module = getattr(definition, "__module__", None)
+    if isinstance(definition, ModuleType):
+        return "", definition.__name__
+    name = getattr(definition, "__qualname__", "")
+    return "__main__" if module in MAIN_NAMES else str(module), str(name)
+
+
+def _is_written_by_name(definition: Definition) -> bool:
+    """Tell whether the name of a definition says enough.
+
+    That of a class does, because whoever compares asks for the classes that are referred to as
+    well. A function of the main module may have lost its name to a decorator's.
+    """
+    _, name = _name(definition)
+    if isinstance(definition, (type, ModuleType)):
+        return "<" not in name
+    if in_main(definition):
+        return False
+    found: Any = sys.modules.get(str(definition.__module__))
+    for step in name.split("."):
+        found = getattr(found, step, None)
+    return found is definition
+
+
+def held_by(function: FunctionType) -> Iterator[Any]:
+    """Yield the values that a function carries: its defaults and what it closes over."""
+    yield from function.__defaults__ or ()
+    yield from (function.__kwdefaults__ or {}).values()
+    yield from cell_contents(function)
+
+
+def cell_contents(function: FunctionType) -> Iterator[Any]:
+    """Yield what a function closes over, without the cells that are still empty."""
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # empty
+            continue
+
+
+def _parts_of_attribute(value: Any) -> Iterator[Definition]:
+    """Yield the definitions that an attribute of a class consists of."""
+    if is_definition(value):
+        yield value
+    elif isinstance(value, property):
+        yield from filter(is_definition, (value.fget, value.fset, value.fdel))
+    elif isinstance(value, (classmethod, staticmethod)):
+        yield from _parts_of_attribute(value.__func__)
+    elif isinstance(value, (functools.cached_property, functools.partialmethod, functools.singledispatchmethod)):
+        yield from _parts_of_attribute(value.func)
+
+
+def functions_of(definition: Definition) -> list[FunctionType]:
+    """Return the functions of Python that run where a definition is used, but for named globals.
+
+    These are the function itself and those it carries; the methods of a class, and of those of its
+    bases that the main module has.
+    """
+    found: list[FunctionType] = []
+    seen: set[int] = set()
+    pending = [definition]
+    while pending:
+        part = pending.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        if isinstance(part, FunctionType):
+            found.append(part)
+            pending.extend(filter(_is_own, held_by(part)))
+        elif isinstance(part, CachedFunction):
+            pending.append(getattr(part, "__wrapped__", None))
+        elif isinstance(part, type) and in_main(part):
+            pending.extend((type(part), *part.__bases__))
+            for value in tuple(vars(part).values()):
+                pending.extend(filter(_is_own, _parts_of_attribute(value)))
+    return found
+
+
+def _is_own(value: Any) -> bool:
+    return isinstance(value, (FunctionType, CachedFunction)) or (isinstance(value, type) and in_main(value))
+
+
+def names_in(code: CodeType) -> set[str]:
+    """Return every name that code uses for a global, and some that are only attributes.
+
+    Telling them apart takes a walk through the instructions, and misses the body of a class in a
+    function; an attribute that happens to have the name of a global costs little.
+    """
+    names = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            names |= names_in(constant)
+    return names
+
+
+class Likeness:
+    """What a definition was like at some moment. Does not keep it alive."""
+
+    __slots__ = ("_makings", "_reference")
+
+    def __init__(self, definition: Definition) -> None:
+        self._reference = weak_reference(definition)
+        self._makings = _makings(definition)
+
+    def holds_for(self, definition: Definition) -> bool:
+        """Tell whether this is the same object, made of the same code."""
+        if self._reference() is not definition:
+            return False
+        makings = _makings(definition)
+        return len(makings) == len(self._makings) and all(map(is_, makings, self._makings))
+
+
+def weak_reference(definition: Definition) -> Any:
+    """Return a weak reference; a strong one to the few callables of C that have none."""
+    try:
+        return weakref.ref(definition)
+    except TypeError:
+        return lambda: definition
+
+
+def _makings(definition: Definition) -> list[object]:
+    """Return objects that are other ones as soon as a definition does something else."""
+    if isinstance(definition, FunctionType) and definition.__closure__ is None:
+        return [definition.__code__, definition.__defaults__, definition.__kwdefaults__]
+    if isinstance(definition, ModuleType) or (isinstance(definition, type) and not in_main(definition)):
+        return []
+    found: list[object] = []
+    for function in functions_of(definition):
+        found += (function.__code__, function.__defaults__, function.__kwdefaults__)
+    return found

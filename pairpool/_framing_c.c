@@ -1,0 +1,624 @@
+/* The framing in C: the functions of _framing_py.py, which is their specification and says what each does.
+   _framing.py documents the messages, _page.py the page.
+
+   - Signal handlers written in Python run only where PyErr_CheckSignals() is called: after EINTR, when all that
+     was received is recorded and all that was sent is removed.
+   - A received descriptor either stands in a list that the caller can see, or it is closed.
+   - The GIL is released once for a batch, not once for a message: each time, a thread that computes in Python
+     may keep it for a switch interval (5 ms), as long as ten thousand messages take. */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <endian.h>
+#include <errno.h>
+#include <limits.h>
+#include <sched.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#define MESSAGE_LIMIT 32768
+#define READY_LIMIT 256
+
+/* --- Arguments and time --------------------------------------------------------------------------------- */
+
+static int check_arity(const char *function, Py_ssize_t given, Py_ssize_t expected) {
+    if (given == expected)
+        return 0;
+    PyErr_Format(PyExc_TypeError, "%s() takes %zd positional arguments but %zd were given", function, expected, given);
+    return -1;
+}
+
+static int integer_within(PyObject *object, const char *name, uint64_t least, uint64_t most, uint64_t *value) {
+    PyObject *number = PyNumber_Index(object);
+    if (number == NULL)
+        return -1;
+    *value = PyLong_AsUnsignedLongLong(number);
+    Py_DECREF(number);
+    if (!PyErr_Occurred() && least <= *value && *value <= most)
+        return 0;
+    PyErr_Clear(); /* OverflowError: below zero, or more than 64 bits */
+    PyErr_Format(PyExc_ValueError, "%s must be between %llu and %llu", name, (unsigned long long)least,
+                 (unsigned long long)most);
+    return -1;
+}
+
+static int descriptor_of(PyObject *file) {
+    /* Not PyObject_AsFileDescriptor(): a closed socket answers -1, and refusing that is the kernel's part. */
+    PyObject *number = PyObject_CallMethod(file, "fileno", NULL);
+    int descriptor = number == NULL ? -1 : (int)PyLong_AsLong(number);
+    Py_XDECREF(number);
+    return descriptor;
+}
+
+static int64_t now(void) { /* in nanoseconds */
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec * 1000000000LL + time.tv_nsec;
+}
+
+static int64_t deadline_after(double seconds) {
+    const double ages = 1e9; /* for ever, and no overflow */
+    return now() + (seconds > 0 ? (int64_t)((seconds < ages ? seconds : ages) * 1e9) : 0);
+}
+
+/* --- Messages ------------------------------------------------------------------------------------------- */
+
+struct __attribute__((packed)) header {
+    char magic[4];
+    uint8_t version;
+    uint8_t kind;
+    uint16_t flags;
+    uint64_t ident;
+    uint32_t number; /* of buffers */
+};
+
+static const char magic[4] = {'p', 'a', 'i', 'r'};
+enum { VERSION = 1 };
+
+static PyObject *pack(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs) {
+    PyObject *buffers = NULL, *message = NULL;
+    Py_buffer *views = NULL;
+    Py_ssize_t held = 0, number;
+    uint64_t kind, ident;
+
+    if (check_arity("pack", nargs, 3) < 0 || integer_within(args[0], "kind", 0, UINT8_MAX, &kind) < 0 ||
+        integer_within(args[1], "ident", 0, UINT64_MAX, &ident) < 0)
+        goto exit;
+    buffers = PySequence_Tuple(args[2]);
+    if (buffers == NULL)
+        goto exit;
+    number = PyTuple_Size(buffers);
+    views = PyMem_Calloc((size_t)number, sizeof(Py_buffer));
+    if (views == NULL || (uint64_t)number > UINT32_MAX) {
+        PyErr_NoMemory();
+        goto exit;
+    }
+    Py_ssize_t total = (Py_ssize_t)sizeof(struct header) + number * (Py_ssize_t)sizeof(uint64_t);
+    while (held < number) {
+        Py_buffer *view = &views[held];
+        if (PyObject_GetBuffer(PyTuple_GetItem(buffers, held), view, PyBUF_FULL_RO) < 0)
+            goto exit;
+        held++;
+        if (!PyBuffer_IsContiguous(view, 'C') || view->len > PY_SSIZE_T_MAX - total) {
+            PyErr_SetString(PyExc_BufferError, "a buffer of a message must be C-contiguous");
+            goto exit;
+        }
+        total += view->len;
+    }
+    message = PyBytes_FromStringAndSize(NULL, total);
+    if (message == NULL)
+        goto exit;
+    struct header header = {.version = VERSION,
+                            .kind = (uint8_t)kind,
+                            .ident = htole64(ident),
+                            .number = htole32((uint32_t)number)};
+    memcpy(header.magic, magic, sizeof(magic));
+    char *to = PyBytes_AsString(message);
+    memcpy(to, &header, sizeof(header));
+    to += sizeof(header);
+    for (Py_ssize_t i = 0; i < number; i++, to += sizeof(uint64_t)) {
+        uint64_t length = htole64((uint64_t)views[i].len);
+        memcpy(to, &length, sizeof(length));
+    }
+    for (Py_ssize_t i = 0; i < number; to += views[i].len, i++)
+        memcpy(to, views[i].buf, (size_t)views[i].len);
+
+exit:
+    while (held > 0)
+        PyBuffer_Release(&views[--held]);
+    PyMem_Free(views);
+    Py_XDECREF(buffers);
+    return message;
+}
+
+static uint64_t length_at(const char *data, Py_ssize_t i) {
+    uint64_t length;
+    memcpy(&length, data + sizeof(struct header) + (size_t)i * sizeof(length), sizeof(length));
+    return le64toh(length);
+}
+
+/* Copy the header; return what is wrong with the message, or NULL. */
+static const char *parse(const char *data, Py_ssize_t size, struct header *header) {
+    if (size < (Py_ssize_t)sizeof(*header))
+        return "shorter than a header";
+    memcpy(header, data, sizeof(*header));
+    header->ident = le64toh(header->ident);
+    header->number = le32toh(header->number);
+    if (memcmp(header->magic, magic, sizeof(magic)) != 0)
+        return "wrong magic";
+    if (header->version != VERSION)
+        return "unknown version";
+    if (header->flags != 0)
+        return "unknown flags";
+    uint64_t left = (uint64_t)size - sizeof(*header);
+    if (header->number > left / sizeof(uint64_t))
+        return "lengths cut off";
+    left -= header->number * sizeof(uint64_t);
+    for (uint32_t i = 0; i < header->number; i++) {
+        uint64_t length = length_at(data, i);
+        if (length > left)
+            return "lengths do not add up";
+        left -= length;
+    }
+    return left == 0 ? NULL : "lengths do not add up";
+}
+
+static void raise_malformed(Py_ssize_t size, const char *reason) {
+    PyObject *errors = PyImport_ImportModule("pairpool.errors");
+    PyObject *type = errors == NULL ? NULL : PyObject_GetAttrString(errors, "FramingError");
+    if (type != NULL)
+        PyErr_Format(type, "malformed message of %zd bytes: %s", size, reason);
+    Py_XDECREF(type);
+    Py_XDECREF(errors);
+}
+
+static PyObject *unpack(PyObject *Py_UNUSED(module), PyObject *message) {
+    PyObject *buffers = NULL, *unpacked = NULL;
+    Py_buffer bytes = {.obj = NULL};
+    struct header header;
+
+    PyObject *whole = PyMemoryView_FromObject(message);
+    PyObject *view = whole == NULL ? NULL : PyObject_CallMethod(whole, "cast", "s", "B");
+    if (view == NULL || PyObject_GetBuffer(view, &bytes, PyBUF_SIMPLE) < 0)
+        goto exit;
+    const char *wrong = parse(bytes.buf, bytes.len, &header);
+    if (wrong != NULL) {
+        raise_malformed(bytes.len, wrong);
+        goto exit;
+    }
+    buffers = PyList_New(header.number);
+    Py_ssize_t start = (Py_ssize_t)(sizeof(header) + header.number * sizeof(uint64_t));
+    for (Py_ssize_t i = 0; buffers != NULL && i < (Py_ssize_t)header.number; i++) {
+        Py_ssize_t end = start + (Py_ssize_t)length_at(bytes.buf, i);
+        PyObject *buffer = PySequence_GetSlice(view, start, end);
+        if (buffer == NULL || PyList_SetItem(buffers, i, buffer) < 0)
+            goto exit;
+        start = end;
+    }
+    if (buffers != NULL)
+        unpacked = Py_BuildValue("BKO", header.kind, (unsigned long long)header.ident, buffers);
+
+exit:
+    PyBuffer_Release(&bytes);
+    Py_XDECREF(buffers);
+    Py_XDECREF(view);
+    Py_XDECREF(whole);
+    return unpacked;
+}
+
+/* --- Sending -------------------------------------------------------------------------------------------- */
+
+#define DESCRIPTOR_LIMIT 253 /* SCM_MAX_FD: as many as the kernel lets one message carry */
+#define PARCELS 16           /* sent in one go */
+
+struct parcel {
+    PyObject *entry;
+    Py_buffer message;
+    int socket;
+    size_t control_size;
+    _Alignas(struct cmsghdr) char control[CMSG_SPACE(DESCRIPTOR_LIMIT * sizeof(int))];
+};
+
+static void unload(struct parcel *parcel) {
+    PyBuffer_Release(&parcel->message);
+    Py_CLEAR(parcel->entry);
+}
+
+static int load_descriptors(struct parcel *parcel, PyObject *sequence) {
+    PyObject *descriptors = PySequence_Tuple(sequence);
+    Py_ssize_t number = descriptors == NULL ? 0 : PyTuple_Size(descriptors);
+    struct cmsghdr *head = (struct cmsghdr *)parcel->control;
+
+    if (number > DESCRIPTOR_LIMIT) {
+        errno = EINVAL; /* the kernel's answer to too many */
+        PyErr_SetFromErrno(PyExc_OSError);
+        goto exit;
+    }
+    size_t size = (size_t)number * sizeof(int);
+    *head = (struct cmsghdr){.cmsg_len = CMSG_LEN(size), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
+    parcel->control_size = number > 0 ? CMSG_SPACE(size) : 0;
+    for (Py_ssize_t i = 0; i < number; i++) {
+        int descriptor = (int)PyLong_AsLong(PyTuple_GetItem(descriptors, i));
+        memcpy(CMSG_DATA(head) + (size_t)i * sizeof(int), &descriptor, sizeof(int));
+    }
+
+exit:
+    Py_XDECREF(descriptors);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+/* Take the entry at `position` for sending; it stays where it is. */
+static int load(struct parcel *parcel, PyObject *outgoing, Py_ssize_t position) {
+    PyObject *sock, *message, *descriptors;
+
+    parcel->message.obj = NULL;
+    parcel->entry = PySequence_GetItem(outgoing, position);
+    if (parcel->entry == NULL || !PyArg_UnpackTuple(parcel->entry, "entry", 3, 3, &sock, &message, &descriptors))
+        goto exit;
+    parcel->socket = descriptor_of(sock);
+    if (PyErr_Occurred() || PyObject_GetBuffer(message, &parcel->message, PyBUF_SIMPLE) < 0)
+        goto exit;
+    if (load_descriptors(parcel, descriptors) == 0)
+        return 0;
+
+exit:
+    unload(parcel);
+    return -1;
+}
+
+static int send_parcel(struct parcel *parcel) {
+    struct iovec place = {parcel->message.buf, (size_t)parcel->message.len};
+    struct msghdr header = {.msg_iov = &place,
+                            .msg_iovlen = 1,
+                            .msg_control = parcel->control_size > 0 ? parcel->control : NULL,
+                            .msg_controllen = parcel->control_size};
+    return sendmsg(parcel->socket, &header, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 ? -1 : 0;
+}
+
+/* Send entries and remove those that were sent; return how many, and what errno said of the next. */
+static Py_ssize_t flush_batch(PyObject *outgoing, int *error) {
+    struct parcel parcels[PARCELS];
+    Py_ssize_t waiting = PySequence_Size(outgoing), loaded = 0, sent = 0, removed = 0;
+
+    while (loaded < waiting && loaded < PARCELS && load(&parcels[loaded], outgoing, loaded) == 0)
+        loaded++;
+    if (loaded > 0)
+        PyErr_Clear(); /* an entry that cannot be loaded is told when it is the first */
+    Py_BEGIN_ALLOW_THREADS
+    while (sent < loaded && send_parcel(&parcels[sent]) == 0)
+        sent++;
+    *error = sent < loaded ? errno : 0;
+    Py_END_ALLOW_THREADS
+    while (removed < sent && PySequence_DelItem(outgoing, 0) == 0)
+        removed++;
+    while (loaded > 0)
+        unload(&parcels[--loaded]); /* not earlier: whatever is freed may run anything */
+    return PyErr_Occurred() ? -1 : sent;
+}
+
+static PyObject *flush(PyObject *Py_UNUSED(module), PyObject *outgoing) {
+    for (;;) {
+        int error;
+        Py_ssize_t sent = flush_batch(outgoing, &error);
+        if (sent < 0)
+            return NULL;
+        switch (error) {
+        case 0:
+            if (sent == 0)
+                Py_RETURN_TRUE;
+            break;
+        case EINTR:
+            if (PyErr_CheckSignals() < 0)
+                return NULL;
+            break;
+        case EAGAIN:
+        case ENOBUFS:
+        case ENOMEM:
+        case ETOOMANYREFS:
+            Py_RETURN_FALSE;
+        default:
+            errno = error;
+            return PyErr_SetFromErrno(PyExc_OSError);
+        }
+    }
+}
+
+/* --- Receiving ------------------------------------------------------------------------------------------ */
+
+#define CONTROL_SPACE (CMSG_SPACE(DESCRIPTOR_LIMIT * sizeof(int)) + CMSG_SPACE(sizeof(struct ucred)))
+#define ARENA (2 * (CONTROL_SPACE + MESSAGE_LIMIT)) /* two long messages or some thirty short ones */
+#define BATCH 32
+
+struct record {
+    struct iovec place;
+    struct msghdr header;
+};
+
+struct batch {
+    int number; /* of messages that were received and are not yet recorded */
+    int error;  /* that stopped it; 0: no room, enough, or ended */
+    int ended;  /* the other side is gone */
+    struct record records[BATCH];
+    _Alignas(struct cmsghdr) char arena[ARENA];
+};
+
+/* Needs no GIL. */
+static void receive_batch(struct batch *batch, int socket, Py_ssize_t limit) {
+    size_t used = 0;
+    batch->number = batch->error = batch->ended = 0;
+    while (batch->number < limit && batch->number < BATCH && used + CONTROL_SPACE + MESSAGE_LIMIT <= ARENA &&
+           !batch->ended) {
+        struct record *record = &batch->records[batch->number];
+        char *room = batch->arena + used;
+        record->place = (struct iovec){room + CONTROL_SPACE, MESSAGE_LIMIT};
+        record->header = (struct msghdr){
+            .msg_iov = &record->place, .msg_iovlen = 1, .msg_control = room, .msg_controllen = CONTROL_SPACE};
+        ssize_t size = recvmsg(socket, &record->header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+        if (size < 0 && errno == ECONNRESET)
+            continue; /* told once, and before the messages that the other side sent */
+        if (size < 0) {
+            batch->error = errno;
+            return;
+        }
+        record->place.iov_len = (size_t)size;
+        batch->ended = size == 0 && record->header.msg_controllen == 0;
+        batch->number++;
+        used += CONTROL_SPACE + ((size_t)size + 7) / 8 * 8;
+    }
+}
+
+static void close_descriptors(struct msghdr *header) {
+    for (struct cmsghdr *head = CMSG_FIRSTHDR(header); head != NULL; head = CMSG_NXTHDR(header, head)) {
+        if (head->cmsg_level != SOL_SOCKET || head->cmsg_type != SCM_RIGHTS)
+            continue;
+        for (size_t at = CMSG_LEN(0); at + sizeof(int) <= head->cmsg_len; at += sizeof(int))
+            close(*(int *)((char *)head + at));
+    }
+}
+
+static PyObject *ancillary_data(struct msghdr *header) {
+    PyObject *list = PyList_New(0);
+    struct cmsghdr *head = CMSG_FIRSTHDR(header);
+    for (; list != NULL && head != NULL; head = CMSG_NXTHDR(header, head)) {
+        PyObject *item = Py_BuildValue("iiy#", head->cmsg_level, head->cmsg_type, CMSG_DATA(head),
+                                       (Py_ssize_t)(head->cmsg_len - CMSG_LEN(0)));
+        if (item == NULL || PyList_Append(list, item) < 0)
+            Py_CLEAR(list);
+        Py_XDECREF(item);
+    }
+    return list;
+}
+
+static int append_record(PyObject *arrivals, PyObject *tag, struct record *record) {
+    PyObject *arrival = Py_BuildValue("[(O(y#NiO))]", tag, record->place.iov_base,
+                                      (Py_ssize_t)record->place.iov_len, ancillary_data(&record->header),
+                                      record->header.msg_flags, Py_None);
+    PyObject *joined = arrival == NULL ? NULL : PySequence_InPlaceConcat(arrivals, arrival);
+    Py_XDECREF(arrival);
+    Py_XDECREF(joined);
+    return joined == NULL ? -1 : 0;
+}
+
+static PyObject *receive_until(PyObject *sock, PyObject *arrivals, PyObject *tag, Py_ssize_t limit, double spin) {
+    struct batch batch;
+    Py_ssize_t received = 0;
+    int socket = descriptor_of(sock);
+
+    while (!PyErr_Occurred()) {
+        Py_BEGIN_ALLOW_THREADS
+        int64_t deadline = spin > 0 ? deadline_after(spin) : 0;
+        do
+            receive_batch(&batch, socket, limit - received);
+        while (spin > 0 && batch.error == EAGAIN && batch.number == 0 && now() < deadline && sched_yield() == 0);
+        Py_END_ALLOW_THREADS
+        int recorded = 0;
+        while (recorded < batch.number && append_record(arrivals, tag, &batch.records[recorded]) == 0)
+            recorded++;
+        received += recorded;
+        for (; recorded < batch.number; recorded++)
+            close_descriptors(&batch.records[recorded].header); /* no memory, or no deque */
+        if (PyErr_Occurred() || (batch.error == EINTR && PyErr_CheckSignals() < 0))
+            break;
+        if (received >= limit || batch.ended || batch.error == EAGAIN)
+            return PyLong_FromSsize_t(received);
+        if (batch.error != 0 && batch.error != EINTR) {
+            errno = batch.error;
+            PyErr_SetFromErrno(PyExc_OSError);
+        }
+    }
+    return NULL;
+}
+
+static PyObject *receive(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs) {
+    if (check_arity("receive", nargs, 4) < 0)
+        return NULL;
+    Py_ssize_t limit = PyLong_AsSsize_t(args[3]);
+    return PyErr_Occurred() ? NULL : receive_until(args[0], args[1], args[2], limit, 0);
+}
+
+static PyObject *await_message(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs) {
+    if (check_arity("await_message", nargs, 4) < 0)
+        return NULL;
+    double spin = PyFloat_AsDouble(args[3]);
+    return PyErr_Occurred() ? NULL : receive_until(args[0], args[1], args[2], 1, spin);
+}
+
+static int milliseconds_until(int64_t deadline) {
+    int64_t left = deadline - now();
+    if (left <= 0)
+        return 0;
+    return left / 1000000 < INT_MAX ? (int)((left + 999999) / 1000000) : INT_MAX; /* never too early */
+}
+
+static PyObject *wait_ready(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs) {
+    struct epoll_event events[READY_LIMIT];
+    int number, for_ever;
+
+    if (check_arity("wait_ready", nargs, 3) < 0)
+        return NULL;
+    int epoll = descriptor_of(args[0]);
+    double spin = PyErr_Occurred() ? 0 : PyFloat_AsDouble(args[1]);
+    for_ever = args[2] == Py_None;
+    double timeout = PyErr_Occurred() || for_ever ? 0 : PyFloat_AsDouble(args[2]);
+    if (PyErr_Occurred())
+        return NULL;
+    int64_t spun = deadline_after(spin), deadline = spun + (deadline_after(timeout) - now());
+    for (int spinning = spin > 0;; spinning = 0) {
+        Py_BEGIN_ALLOW_THREADS
+        do
+            number = epoll_wait(epoll, events, READY_LIMIT, spinning ? 0 : for_ever ? -1 : milliseconds_until(deadline));
+        while (spinning && number == 0 && now() < spun && sched_yield() == 0);
+        Py_END_ALLOW_THREADS
+        if (number > 0 || (number == 0 && !spinning))
+            break;
+        if (number < 0 && errno != EINTR)
+            return PyErr_SetFromErrno(PyExc_OSError);
+        /* Also after a spin: a signal that came during it will not interrupt the wait. */
+        if (PyErr_CheckSignals() < 0)
+            return NULL;
+    }
+    PyObject *ready = PyList_New(number);
+    for (int i = 0; ready != NULL && i < number; i++) {
+        PyObject *descriptor = PyLong_FromLong(events[i].data.fd);
+        if (descriptor == NULL || PyList_SetItem(ready, i, descriptor) < 0)
+            Py_CLEAR(ready);
+    }
+    return ready;
+}
+
+/* --- A worker's page ------------------------------------------------------------------------------------ */
+
+enum { CLAIM, MARK, START, TAIL, WORDS };
+enum { TAKEN = 1, UNPICKLING = 2 }; /* of _page.Phase */
+
+#define UNIT_LIMIT 4096
+#define PACKET_LIMIT (1ULL << 48)
+
+/* CLAIM: the low 32 bits of the packet's ident, then 16 for the next unit and 16 for the end of what is left. */
+#define CLAIM_WORD(packet, next, end) ((uint64_t)(packet) << 32 | (uint64_t)(next) << 16 | (uint64_t)(end))
+#define CLAIM_NEXT(claim) ((claim) >> 16 & 0xFFFF)
+#define CLAIM_LEFT(claim) (CLAIM_NEXT(claim) < ((claim) & 0xFFFF))
+
+#define LOAD(word) __atomic_load_n(&(word), __ATOMIC_ACQUIRE)
+#define STORE(word, value) __atomic_store_n(&(word), (value), __ATOMIC_RELEASE)
+#define EXCHANGE(word, seen, value) \
+    __atomic_compare_exchange_n(&(word), &(seen), (value), 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)
+
+static uint64_t *page_words(PyObject *page, Py_buffer *view) {
+    if (PyObject_GetBuffer(page, view, PyBUF_WRITABLE) < 0)
+        return NULL;
+    if (view->len >= (Py_ssize_t)(WORDS * sizeof(uint64_t)) && (uintptr_t)view->buf % sizeof(uint64_t) == 0)
+        return view->buf;
+    PyBuffer_Release(view);
+    PyErr_SetString(PyExc_ValueError, "a page must be aligned and hold all its words");
+    return NULL;
+}
+
+static PyObject *page_begin(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs) {
+    Py_buffer view;
+    uint64_t packet, count, *words;
+
+    if (check_arity("page_begin", nargs, 3) < 0 ||
+        integer_within(args[1], "packet", 0, PACKET_LIMIT - 1, &packet) < 0 ||
+        integer_within(args[2], "count", 1, UNIT_LIMIT, &count) < 0 || (words = page_words(args[0], &view)) == NULL)
+        return NULL;
+    STORE(words[START], (uint64_t)now());
+    STORE(words[MARK], packet << 16 | TAKEN);
+    STORE(words[CLAIM], CLAIM_WORD(packet, 0, count));
+    PyBuffer_Release(&view);
+    Py_RETURN_NONE;
+}
+
+static PyObject *page_claim(PyObject *Py_UNUSED(module), PyObject *page) {
+    Py_buffer view;
+    long offset = -1;
+    uint64_t *words = page_words(page, &view);
+
+    if (words == NULL)
+        return NULL;
+    uint64_t claim = LOAD(words[CLAIM]);
+    while (offset < 0 && CLAIM_LEFT(claim)) {
+        uint64_t next = CLAIM_NEXT(claim);
+        if (EXCHANGE(words[CLAIM], claim, claim + CLAIM_WORD(0, 1, 0))) {
+            STORE(words[START], (uint64_t)now());
+            STORE(words[MARK], (words[MARK] & ~0xFFFFULL) | next << 4 | UNPICKLING);
+            offset = (long)next;
+        }
+    }
+    PyBuffer_Release(&view);
+    return PyLong_FromLong(offset);
+}
+
+static PyObject *page_take(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs) {
+    Py_buffer view;
+    uint64_t packet, *words;
+
+    if (check_arity("page_take", nargs, 2) < 0 ||
+        integer_within(args[1], "packet", 0, PACKET_LIMIT - 1, &packet) < 0 ||
+        (words = page_words(args[0], &view)) == NULL)
+        return NULL;
+    uint64_t tail = words[TAIL], claim = LOAD(words[CLAIM]);
+    int taken = tail >> 16 == packet && (tail & 0xFFFF) != 0;
+    while (!taken && claim >> 32 == (packet & UINT32_MAX) && CLAIM_LEFT(claim)) {
+        uint64_t first = CLAIM_NEXT(claim);
+        taken = EXCHANGE(words[CLAIM], claim, CLAIM_WORD(packet, first, first));
+        tail = packet << 16 | first << 4 | UNPICKLING;
+    }
+    if (taken)
+        words[TAIL] = tail;
+    PyBuffer_Release(&view);
+    return PyLong_FromLong(taken ? (long)(tail >> 4 & 0xFFF) : -1);
+}
+
+/* --- The module ----------------------------------------------------------------------------------------- */
+
+#define FAST(function) (PyCFunction)(void (*)(void))function, METH_FASTCALL
+
+static PyMethodDef methods[] = {
+    {"pack", FAST(pack), "pack($module, kind, ident, buffers, /)\n--\n\n"},
+    {"unpack", unpack, METH_O, "unpack($module, message, /)\n--\n\n"},
+    {"flush", flush, METH_O, "flush($module, outgoing, /)\n--\n\n"},
+    {"receive", FAST(receive), "receive($module, sock, arrivals, tag, limit, /)\n--\n\n"},
+    {"await_message", FAST(await_message), "await_message($module, sock, arrivals, tag, spin, /)\n--\n\n"},
+    {"wait_ready", FAST(wait_ready), "wait_ready($module, epoll, spin, timeout, /)\n--\n\n"},
+    {"page_begin", FAST(page_begin), "page_begin($module, page, packet, count, /)\n--\n\n"},
+    {"page_claim", page_claim, METH_O, "page_claim($module, page, /)\n--\n\n"},
+    {"page_take", FAST(page_take), "page_take($module, page, packet, /)\n--\n\n"},
+    {NULL, NULL, 0, NULL},
+};
+
+static int add_constants(PyObject *module) {
+    return PyModule_AddIntMacro(module, MESSAGE_LIMIT) < 0 || PyModule_AddIntMacro(module, READY_LIMIT) < 0 ||
+                   PyModule_AddIntMacro(module, UNIT_LIMIT) < 0 ||
+                   PyModule_AddObjectRef(module, "PIPED_CLAIMS", Py_False) < 0
+               ? -1
+               : 0;
+}
+
+static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, add_constants},
+#if (!defined(Py_LIMITED_API) && PY_VERSION_HEX >= 0x030C0000) || Py_LIMITED_API + 0 >= 0x030C0000
+    {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},
+#endif
+#if (!defined(Py_LIMITED_API) && PY_VERSION_HEX >= 0x030D0000) || Py_LIMITED_API + 0 >= 0x030D0000
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
+#endif
+    {0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "pairpool._framing_c",
+    .m_doc = "The framing in C; pairpool._framing_py has the documentation of each function.",
+    .m_methods = methods,
+    .m_slots = slots,
+};
+
+PyMODINIT_FUNC PyInit__framing_c(void) {
+    return PyModuleDef_Init(&definition);
+}

@@ -1,0 +1,307 @@
+"""The framing in Python: the specification that its twin in C is held to. `_framing` documents the layout.
+
+How a step is made uninterruptible: a signal handler written in Python can raise in the main thread when a
+function is entered, at a backward jump, and after a call of a C function has returned; never between two
+plain operators, and never within a C function (one that the system interrupts with EINTR has done nothing
+yet). So "received and recorded" is *one* call of a C function which drives an iterator made of other C
+functions, and nothing written in Python runs in between. The same holds for the primitives of the page.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from array import array
+from collections import deque
+from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, lockf
+from functools import partial
+from itertools import compress, count, repeat
+from operator import call, index
+from socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, MSG_DONTWAIT, MSG_NOSIGNAL, SCM_RIGHTS, SOL_SOCKET
+from time import monotonic, monotonic_ns
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+
+from pairpool.errors import FramingError
+
+if TYPE_CHECKING:
+    import select
+    import socket
+    from collections.abc import Callable, Iterable
+
+    from typing_extensions import Buffer
+
+Raw: TypeAlias = tuple[bytes, list[tuple[int, int, bytes]], int, Any]  # the value of socket.recvmsg()
+Arrivals: TypeAlias = deque[tuple[Any, Raw]]
+Outgoing: TypeAlias = "deque[tuple[socket.socket, bytes, tuple[int, ...]]]"
+
+# --- Messages -----------------------------------------------------------------------------------------------
+
+MAGIC: Final = b"pair"
+VERSION: Final = 1
+HEADER: Final = struct.Struct("<4sBBHQI")  # magic, version, kind, flags, ident, number of buffers
+
+
+def pack(kind: int, ident: int, buffers: Iterable[Buffer], /) -> bytes:
+    """Return the message that carries these buffers.
+
+    Any object with the buffer protocol will do if its memory is C-contiguous. How long a message may be is
+    for the caller to see to (MESSAGE_LIMIT).
+    """
+    kind = _within("kind", kind, 0, 0xFF)
+    ident = _within("ident", ident, 0, 0xFFFF_FFFF_FFFF_FFFF)
+    views = [memoryview(buffer) for buffer in buffers]
+    for view in views:
+        if not view.c_contiguous:
+            raise BufferError("a buffer of a message must be C-contiguous")
+    number = _within("number of buffers", len(views), 0, 0xFFFF_FFFF)
+    header = HEADER.pack(MAGIC, VERSION, kind, 0, ident, number)
+    lengths = struct.pack(f"<{number}Q", *[view.nbytes for view in views])
+    return b"".join([header, lengths, *views])
+
+
+def unpack(message: Buffer, /) -> tuple[int, int, list[memoryview]]:
+    """Return the kind, the ident and the buffers (views into it) of a message.
+
+    FramingError if it is not a well-formed one.
+    """
+    view = memoryview(message).cast("B")
+    if len(view) < HEADER.size:
+        raise _malformed(view, "shorter than a header")
+    magic, version, kind, flags, ident, number = HEADER.unpack_from(view)
+    if magic != MAGIC:
+        raise _malformed(view, "wrong magic")
+    if version != VERSION:
+        raise _malformed(view, "unknown version")
+    if flags:
+        raise _malformed(view, "unknown flags")
+    start = HEADER.size + 8 * number
+    if start > len(view):
+        raise _malformed(view, "lengths cut off")
+    lengths = struct.unpack_from(f"<{number}Q", view, HEADER.size)
+    if start + sum(lengths) != len(view):
+        raise _malformed(view, "lengths do not add up")
+    buffers = []
+    for length in lengths:
+        buffers.append(view[start : start + length])
+        start += length
+    return kind, ident, buffers
+
+
+def _malformed(message: memoryview, reason: str) -> FramingError:
+    return FramingError(f"malformed message of {len(message)} bytes: {reason}")
+
+
+def _within(name: str, value: int, least: int, most: int) -> int:
+    number = index(value)
+    if not least <= number <= most:
+        raise ValueError(f"{name} must be between {least} and {most}")
+    return number
+
+
+# --- Sending and receiving ----------------------------------------------------------------------------------
+
+MESSAGE_LIMIT: Final = 32 * 1024  # bytes, header included; one message takes a sixth of the usual SO_SNDBUF
+READY_LIMIT: Final = 256  # descriptors told by one wait_ready(); the kernel begins with the others next time
+
+# As many descriptors as the kernel lets one message carry (SCM_MAX_FD), and the sender's credentials.
+_ANCILLARY_SPACE = CMSG_SPACE(253 * array("i").itemsize) + CMSG_SPACE(struct.calcsize("3i"))
+
+# MSG_DONTWAIT for each call: O_NONBLOCK would bind everybody who holds the same end.
+_SEND_FLAGS = MSG_DONTWAIT | MSG_NOSIGNAL
+_RECEIVE_FLAGS = MSG_DONTWAIT | MSG_CMSG_CLOEXEC
+
+# A full queue; no kernel memory; as many descriptors in flight as this user may have. All of them pass.
+_BACK_PRESSURE = frozenset((errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS))
+
+# What recvmsg() returns from then on when the other side is gone. A message of no bytes looks the same; one
+# of no bytes that brought a descriptor does not, and is a message like any other.
+_END: Raw = (b"", [], MSG_CMSG_CLOEXEC, None)
+
+
+_call: Callable[[Callable[[], object]], object] = call  # its own type is too general for map()
+
+
+def flush(outgoing: Outgoing, /) -> bool:
+    """Send entries ``(socket, message, descriptors)`` from the left; False when the kernel pushes back.
+
+    Never waits. An entry is sent and removed in one uninterruptible step. Where sending raises OSError the
+    entry is still there, at the left end. One caller at a time; others may append meanwhile.
+    """
+    try:
+        while outgoing:
+            sock, message, descriptors = outgoing[0]
+            ancillary = [(SOL_SOCKET, SCM_RIGHTS, array("i", descriptors))] if descriptors else []
+            send = partial(sock.sendmsg, (message,), ancillary, _SEND_FLAGS)
+            send_and_remove: tuple[Callable[[], object], ...] = (send, outgoing.popleft)
+            deque(map(_call, send_and_remove), maxlen=0)
+    except OSError as error:
+        if error.errno not in _BACK_PRESSURE:
+            raise
+        return False
+    return True
+
+
+def receive(sock: socket.socket, arrivals: Arrivals, tag: object, limit: int, /) -> int:
+    """Append ``(tag, value of sock.recvmsg())`` for up to `limit` messages that are there; return how many.
+
+    Never waits. A message is received and appended in one uninterruptible step. When the other side is gone
+    and all that it sent has been received, one message of no bytes is appended (at each call).
+    """
+    # iter() ends at _END and compress() counts what was appended: len(arrivals) would not do, because
+    # another thread may take from it. The limited iterator stands first: zip() asks it first.
+    received = count(1)
+    messages = iter(partial(sock.recvmsg, MESSAGE_LIMIT, _ANCILLARY_SPACE, _RECEIVE_FLAGS), _END)
+    try:
+        arrivals.extend(compress(zip(repeat(tag, limit), messages, strict=False), received))
+    except BlockingIOError:
+        return next(received) - 1
+    except ConnectionResetError:
+        # Told once, and before the messages that the other side sent: it closed with ours unread.
+        taken = next(received) - 1
+        return taken + receive(sock, arrivals, tag, limit - taken)
+    taken = next(received) - 1
+    if taken < limit:
+        arrivals.append((tag, _END))  # a step of its own: the end is told again if an interrupt takes this
+        taken += 1
+    return taken
+
+
+def await_message(sock: socket.socket, arrivals: Arrivals, tag: object, spin: float, /) -> int:
+    """As ``receive(..., limit=1)``, but try for up to `spin` seconds, yielding the processor each turn."""
+    deadline = monotonic() + spin
+    while not receive(sock, arrivals, tag, 1):
+        if not monotonic() < deadline:
+            return 0
+        os.sched_yield()
+    return 1
+
+
+def wait_ready(epoll: select.epoll, spin: float, timeout: float | None, /) -> list[int]:
+    """Return the descriptors that are ready on a `select.epoll`; an empty list when the time is over.
+
+    Tries for up to `spin` seconds, yielding the processor in every turn, then waits for up to `timeout`
+    seconds more (None: for ever; zero or less: not at all). At most READY_LIMIT descriptors are told at
+    once.
+    """
+    deadline = monotonic() + spin
+    while spin > 0:
+        events = epoll.poll(0, READY_LIMIT)
+        if events:
+            return [descriptor for descriptor, _ in events]
+        if not monotonic() < deadline:
+            break
+        os.sched_yield()
+    events = epoll.poll(timeout if timeout is None else max(0.0, timeout), READY_LIMIT)
+    return [descriptor for descriptor, _ in events]
+
+
+# --- A worker's page ----------------------------------------------------------------------------------------
+
+# `_page` explains the words and the theory; here and in C stands how each is written.
+CLAIM, MARK, START, TAIL = range(4)
+TAKEN, UNPICKLING = 1, 2  # of _page.Phase: the two that the primitives write
+
+UNIT_LIMIT: Final = 4096  # units of a packet: an offset has 12 bits of MARK
+PACKET_LIMIT: Final = 2**48  # idents of packets: MARK has 48 bits for one
+
+PIPED_CLAIMS: Final = True  # units are claimed through a pipe; in the C twin by compare-and-swap on CLAIM
+
+# A token per unit: what the low half-word of MARK becomes once that unit is claimed.
+_TOKENS = memoryview(array("H", (offset << 4 | UNPICKLING for offset in range(UNIT_LIMIT)))).cast("B")
+_TOKEN = 2  # bytes
+
+_dropped = bytearray(len(_TOKENS))  # tokens that nobody will look at are read into it
+
+
+class SharedPage(Protocol):
+    """A mapped page as the primitives take it; the C twin looks at the memory alone."""
+
+    words: memoryview  # the page as native 64-bit words
+    mark_token: memoryview  # the low half-word of MARK
+    tail_token: memoryview  # the low half-word of TAIL
+    lock: int  # the page's own descriptor, locked while a packet is entered or its tail taken
+    claims_read: int
+    claims_write: int
+
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+
+def page_begin(page: SharedPage, packet: int, count: int, /) -> None:
+    """Enter a packet: from now on its units, 0 to `count` - 1, may be claimed."""
+    packet = _within("packet", packet, 0, PACKET_LIMIT - 1)
+    count = _within("count", count, 1, UNIT_LIMIT)
+    words = page.words
+    now = monotonic_ns()
+    if count == 1 and words[CLAIM] < 2:
+        # No token is in the pipe and none is needed, so nobody can take anything meanwhile.
+        words[CLAIM], words[START], words[MARK] = 1, now, packet << 16 | TAKEN
+        return
+    try:
+        lockf(page.lock, LOCK_EX)
+        if words[CLAIM] > 1:
+            _drop_tokens(page)
+        words[CLAIM] = count
+        if count > 1:
+            os.write(page.claims_write, _TOKENS[: _TOKEN * count])
+        # Last: who is interrupted before this has not begun, and may begin again.
+        words[START], words[MARK] = now, packet << 16 | TAKEN
+    finally:
+        lockf(page.lock, LOCK_UN)
+
+
+def page_claim(page: SharedPage, /) -> int:
+    """Claim the next unit, mark it and return its offset; -1 if none is left to this worker."""
+    words = page.words
+    left = words[CLAIM]  # 0: none; 1: the only one; else as many as the packet has, not all claimed yet
+    now = monotonic_ns()
+    if left < 2:
+        if left == 1:
+            words[CLAIM], words[START], words[MARK] = 0, now, words[MARK] & ~0xFFFF | UNPICKLING
+        return left - 1
+    words[START] = now
+    try:
+        # The kernel moves the token from the pipe into the mark: claimed and marked in one step.
+        os.readv(page.claims_read, (page.mark_token,))
+    except BlockingIOError:
+        words[CLAIM] = 0
+        return -1
+    offset = _offset(words[MARK])
+    if offset == left - 1:
+        words[CLAIM] = 0
+    return offset
+
+
+def page_take(page: SharedPage, packet: int, /) -> int:
+    """Take back the units of a packet that are not claimed; return the first, or -1 if there is none.
+
+    Asked again about the packet of which it took units last, it gives the same answer.
+    """
+    packet = _within("packet", packet, 0, PACKET_LIMIT - 1)
+    words = page.words
+    if words[TAIL] >> 16 != packet or not words[TAIL] & 0xFFFF:
+        try:
+            lockf(page.lock, LOCK_EX | LOCK_NB)
+            # Locked, so the worker stays with this packet if it is with it now: the tokens are this packet's.
+            if words[MARK] >> 16 != packet:
+                return -1
+            words[TAIL] = packet << 16
+            os.readv(page.claims_read, (page.tail_token, _dropped))
+        except BlockingIOError:  # the worker is just entering a packet, or no token was left
+            return -1
+        finally:
+            lockf(page.lock, LOCK_UN)
+    return _offset(words[TAIL]) if words[TAIL] & 0xFFFF else -1
+
+
+def _drop_tokens(page: SharedPage) -> None:
+    """Empty the pipe of what a packet left there that was abandoned before its end."""
+    try:
+        while os.readv(page.claims_read, (_dropped,)):
+            pass
+    except BlockingIOError:
+        pass  # empty now
+
+
+def _offset(mark: int) -> int:
+    return mark >> 4 & 0xFFF

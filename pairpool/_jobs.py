@@ -1,0 +1,373 @@
+"""The jobs of a pool as the dispatcher keeps them: where units come from and where their outcomes go.
+
+Two kinds. The *calls* (apply, submit): one endless job a pool, to which each call adds one unit. A *batch*
+(the map family): one job a call, whose units come either straight from a list or range of plain values, pickled
+when a packet is built, or from a feeder, which runs the caller's iterable and reducers where that is allowed
+(see _feeder.py) and leaves payloads here.
+
+`build` and `digest` run with the dispatcher's lock held: no code of the user's runs in them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from pairpool import _states, errors
+from pairpool._codec import Definition, DefinitionKind, Payload
+from pairpool._packet import DEFINITION_HEAD, TASKS_HEAD, Flag, Mode, OutcomeMode, Status
+from pairpool._runner import read_committed
+
+_idents = itertools.count(1)
+
+
+class Record(NamedTuple):
+    """Outcomes of consecutive units of a job."""
+
+    first: int
+    count: int
+    mode: int
+    buffers: Sequence[Any]
+
+    def outcomes(self) -> list[tuple[int, int, Any]]:
+        """Unit, Status and payload of each. For LOST the payload is the error itself."""
+        if self.mode == OutcomeMode.LOST:
+            return [(self.first + i, Status.ERROR, self.buffers[0]) for i in range(self.count)]
+        if self.mode == OutcomeMode.COMMITTED:
+            statuses, payloads = read_committed(self.buffers[0], self.count)
+        else:
+            statuses, payloads = self.buffers[0], list(self.buffers[1:])
+        return [(self.first + i, statuses[i], payloads[i]) for i in range(self.count)]
+
+    def after(self, first: int) -> Record:
+        """The same without the units before `first`."""
+        kept = self.outcomes()[first - self.first :]
+        statuses = bytes(status for _, status, _ in kept)
+        return Record(first, len(kept), OutcomeMode.SEPARATE, [statuses, *(payload for _, _, payload in kept)])
+
+
+class Body(NamedTuple):
+    """What goes into a packet."""
+
+    count: int  # units
+    buffers: list[Any]
+    descriptors: tuple[int, ...]
+    definitions: frozenset[int]  # that ride on it
+    needs: tuple[Any, ...]
+
+
+class Encoder(Protocol):
+    """The caller's half of a codec (see _codec.py and _objects.py)."""
+
+    nothing: Any
+
+    def definition(self, function: Callable[..., Any]) -> Definition: ...
+    def call(
+        self, function: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> tuple[Definition | None, Payload]: ...
+    def dumps(self, value: Any) -> Payload: ...
+    def dumps_atoms(self, items: list[Any]) -> Any: ...
+    def is_atoms(self, items: Any) -> bool: ...
+    def accept(self, needs: Any) -> None: ...
+    def refuse(self, needs: Any) -> None: ...
+    def dumps_needs(self, needs: Any) -> Any: ...
+    def loads_needs(self, data: Any) -> Any: ...
+    @staticmethod
+    def decode_value(data: Any) -> Any: ...
+    @staticmethod
+    def decode_error(data: Any) -> BaseException: ...
+
+
+class Sink(Protocol):
+    """Takes the outcome of one call (see results.py)."""
+
+    def begin(self) -> bool:
+        """False where the call was cancelled: it is not to be run."""
+
+    def settle(self, status: int, payload: Any) -> None:
+        """Idempotent; runs no code of the user's."""
+
+
+class BatchSink(Protocol):
+    """Takes the outcomes of a batch. No method runs code of the user's."""
+
+    def take(self, record: Record, records: deque[Record]) -> int | None:
+        """Takes a record, the first of `records`, and removes it there in its commit.
+
+        Returns the unit of the first error in it.
+        """
+
+    def progress(self) -> None:
+        """Wakes whoever waits. Idempotent."""
+
+    def finish(self) -> None:
+        """Every outcome is there. Idempotent."""
+
+    def fail(self, error: BaseException) -> None:
+        """No more outcomes will come. Idempotent."""
+
+
+class Call(NamedTuple):
+    definition: Definition | None
+    payload: Payload | BaseException  # an error: the arguments could not be pickled
+    sink: Sink
+
+
+class CallJob:
+    """All calls of a pool, in the order in which they were made."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.plan = _states.Job(next(_idents), visible=True)
+        self.ident = self.plan.ident
+        self._encoder = encoder
+        self.incoming: list[Call] = []  # made, not yet numbered; any thread appends
+        self.calls: dict[int, Call] = {}  # by unit, until settled
+        self.records: deque[Record] = deque()  # outcomes not yet handed to their sinks
+
+    def build(self, first: int, limit: int, known: set[int], room: int) -> Body:
+        definitions: dict[int, Definition] = {}
+        names: list[int] = []
+        payloads: list[Payload | None] = []
+        for unit in range(first, first + limit):
+            call = self.calls[unit]
+            payload = call.payload
+            if isinstance(payload, BaseException) or not call.sink.begin():
+                names.append(0)
+                payloads.append(None)
+                continue
+            room -= len(payload.data) + 24 if isinstance(payload.data, bytes) else 0
+            definition = call.definition
+            if definition is None:
+                names.append(0)
+            else:
+                names.append(definition.ident)
+                if definition.ident not in known and definition.ident not in definitions:
+                    definitions[definition.ident] = definition
+                    room -= len(definition.payload.data) + 24
+            if room < 0 and payloads:
+                del names[-1]
+                if definition is not None and definition.ident not in names:
+                    definitions.pop(definition.ident, None)
+                break
+            payloads.append(payload)
+        table = struct.pack(f"<{len(names)}Q", *names)
+        return pack_body(
+            self._encoder, Mode.CALLS, Flag.VISIBLE, 0, 0, first, definitions.values(), [table], payloads
+        )
+
+    def digest(self) -> None:
+        """Hands the recorded outcomes to their sinks."""
+        records, calls = self.records, self.calls
+        while records:
+            for unit, status, payload in records[0].outcomes():
+                call = calls.get(unit)
+                if call is None:
+                    continue  # settled when this was interrupted
+                if status == Status.SKIPPED and isinstance(call.payload, BaseException):
+                    call.sink.settle(Status.ERROR, call.payload)
+                else:
+                    call.sink.settle(status, payload)
+                if isinstance(call.payload, Payload) and call.payload.descriptors:
+                    call.payload.close()
+                calls.pop(unit, None)
+            del records[0]
+
+    def fall_back(self, first: int, count: int) -> None:
+        """A worker refused these units: from now on they travel by value, or fail where they cannot."""
+        for unit in range(first, first + count):
+            call = self.calls[unit]
+            payload = call.payload
+            if isinstance(payload, Payload) and payload.needs:
+                payload = payload.fallback or refusal(payload.needs)
+            if call.definition is not None and not fall_back_definition(call.definition):
+                payload = refusal(call.definition.payload.needs)
+            self.calls[unit] = call._replace(payload=payload)
+
+    def fail(self, error: BaseException) -> None:
+        """Every pending call ends with `error`."""
+        for call in list(self.calls.values()) + self.incoming:
+            call.sink.settle(Status.ERROR, error)
+        self.calls.clear()
+        self.incoming.clear()
+
+
+class BatchJob:
+    """One call of the map family."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        definition: Definition,
+        sink: BatchSink,
+        *,
+        items: Sequence[Any] | None,
+        unit: int,
+        chunk: int,
+        star: bool,
+        visible: bool,
+    ) -> None:
+        """`items`: a list, tuple or range of plain values, or None where a feeder brings payloads.
+
+        `unit`: items a unit; `chunk`: items a chunk where units are single items, 1 = an error is only its own item's.
+        """
+        self.plan = _states.Job(next(_idents), visible=visible)
+        self.ident = self.plan.ident
+        self.definition = definition
+        self.sink = sink
+        self.chunk = chunk
+        self.unit = unit
+        self.items = items
+        self.records: deque[Record] = deque()  # outcomes not yet handed to the sink
+        self.prepared: dict[int, Payload] = {}  # by unit, until settled; filled by the feeder
+        self.failures: dict[int, BaseException] = {}  # units that cannot be sent, and why
+        self._encoder = encoder
+        self._flags = (Flag.STAR if star else Flag(0)) | (Flag.VISIBLE if visible else Flag(0))
+        self._unit_bytes = 0  # of the latest packet
+        self.length = -(-len(items) // unit) if items is not None else 0
+
+    def build(self, first: int, limit: int, known: set[int], room: int) -> Body:
+        definitions = () if self.definition.ident in known else (self.definition,)
+        if definitions:
+            room -= len(self.definition.payload.data) if isinstance(self.definition.payload.data, bytes) else 0
+        if self.items is None:
+            return self._build_prepared(first, limit, definitions, room)
+        if self._unit_bytes:
+            limit = max(1, min(limit, room // self._unit_bytes))
+        if self.unit == 1:
+            mode = Mode.SHARED
+            data = self._encoder.dumps_atoms(list(self.items[first : first + limit]))
+            if isinstance(data, bytes):
+                self._unit_bytes = max(self._unit_bytes, -(-len(data) // limit))
+                if len(data) > room and limit > 1:
+                    limit = max(1, limit * room // len(data) // 2)
+                    data = self._encoder.dumps_atoms(list(self.items[first : first + limit]))
+            payloads: list[Any] = [Payload(data)]
+        else:
+            mode = Mode.CHUNKS
+            payloads = []
+            for number in range(first, first + limit):
+                data = self._encoder.dumps_atoms(list(self.items[number * self.unit : (number + 1) * self.unit]))
+                room -= len(data) + 8 if isinstance(data, bytes) else 0
+                if room < 0 and payloads:
+                    limit = len(payloads)
+                    break
+                payloads.append(Payload(data))
+        return pack_body(
+            self._encoder, mode, self._flags, self.chunk, self.definition.ident, first, definitions, [], payloads, limit
+        )
+
+    def _build_prepared(self, first: int, limit: int, definitions: Sequence[Definition], room: int) -> Body:
+        payloads: list[Payload | None] = []
+        for unit in range(first, first + limit):
+            payload = self.prepared.get(unit)
+            if payload is not None and isinstance(payload.data, bytes):
+                room -= len(payload.data) + 8
+                if room < 0 and payloads:
+                    break
+            payloads.append(payload)
+        mode = Mode.SEPARATE if self.unit == 1 else Mode.CHUNKS
+        return pack_body(
+            self._encoder, mode, self._flags, self.chunk, self.definition.ident, first, definitions, [], payloads
+        )
+
+    def digest(self) -> list[int]:
+        """Hands the recorded outcomes to the sink; returns units that ended in an error."""
+        failed = []
+        while self.records:
+            record = self.records[0]
+            for unit in range(record.first, record.first + record.count):
+                payload = self.prepared.pop(unit, None)
+                if payload is not None and payload.descriptors:
+                    payload.close()
+            unit = self.sink.take(record, self.records)
+            if unit is not None:
+                failed.append(unit)
+        return failed
+
+    def fall_back(self, first: int, count: int) -> None:
+        """A worker refused these units: from now on they travel by value, or fail where they cannot."""
+        travels = fall_back_definition(self.definition)
+        for unit in range(first, first + count):
+            payload = self.prepared.get(unit)
+            if not travels:
+                self.failures[unit] = refusal(self.definition.payload.needs)
+                self.prepared.pop(unit, None)
+                self.items = None
+            elif payload is not None and payload.needs:
+                if payload.fallback is None:
+                    self.failures[unit] = refusal(payload.needs)
+                    self.prepared.pop(unit)
+                else:
+                    self.prepared[unit] = payload.fallback
+
+    def close(self) -> None:
+        """Drops whatever has not been sent."""
+        for payload in self.prepared.values():
+            if payload.descriptors:
+                payload.close()
+        self.prepared.clear()
+
+
+def fall_back_definition(definition: Definition) -> bool:
+    """Makes a refused definition travel by value; False where it cannot."""
+    payload = definition.payload
+    if payload.needs:
+        if payload.fallback is None:
+            return False
+        definition.payload = payload.fallback
+        definition.kind = DefinitionKind.BY_VALUE
+    return True
+
+
+def refusal(needs: tuple[Any, ...]) -> errors.RefusedError:
+    """What a unit gets that cannot travel either way."""
+    names = ", ".join(sorted({f"__main__.{name}" for name, _ in needs}))
+    return errors.RefusedError(
+        f"the worker has something else than the caller as {names}, and it cannot be sent by value: "
+        "make the pool after everything that its tasks use is defined"
+    )
+
+
+def pack_body(
+    encoder: Encoder,
+    mode: Mode,
+    flags: int,
+    chunk: int,
+    definition: int,
+    first: int,
+    definitions: Any,
+    table: list[Any],
+    payloads: Sequence[Payload | None],
+    count: int | None = None,
+) -> Body:
+    """The buffers of a packet; see _packet.py for their order."""
+    definitions = list(definitions)
+    count = len(payloads) if count is None else count
+    needs: tuple[Any, ...] = ()
+    descriptors: tuple[int, ...] = ()
+    for carried in definitions:
+        needs += carried.payload.needs
+        descriptors += carried.payload.descriptors
+    for payload in payloads:
+        if payload is not None and (payload.needs or payload.descriptors):
+            needs += payload.needs
+            descriptors += payload.descriptors
+    buffers: list[Any] = [b""]
+    if descriptors:
+        flags |= Flag.DESCRIPTORS
+        shares = [len(carried.payload.descriptors) for carried in definitions]
+        shares += [len(payload.descriptors) if payload is not None else 0 for payload in payloads]
+        buffers.append(struct.pack(f"<{len(shares)}H", *shares))
+    if needs:
+        flags |= Flag.NEEDS
+        buffers.append(encoder.dumps_needs(needs))
+    for carried in definitions:
+        buffers.append(DEFINITION_HEAD.pack(carried.ident, carried.kind))
+        buffers.append(carried.payload.data)
+    buffers += table
+    buffers += [encoder.nothing if payload is None else payload.data for payload in payloads]
+    buffers[0] = TASKS_HEAD.pack(mode, flags, len(definitions), count, chunk, definition, first)
+    return Body(count, buffers, descriptors, frozenset(carried.ident for carried in definitions), needs)

@@ -1,0 +1,81 @@
+"""The codec of engines that share memory with the caller: an object is its own payload."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pairpool._codec import Definition, DefinitionKind, Payload
+
+_idents = itertools.count(1)
+
+
+class _Nothing:
+    """A payload that is not to be run; every object of the user's is one that is."""
+
+
+NOTHING = _Nothing()
+
+
+class ObjectEncoder:
+    """The caller's half."""
+
+    nothing: Any = NOTHING
+
+    def definition(self, function: Callable[..., Any]) -> Definition:
+        return Definition(next(_idents), DefinitionKind.NAMED, Payload(function))
+
+    def call(
+        self, function: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> tuple[Definition | None, Payload]:
+        return None, Payload((function, arguments, keywords))
+
+    def dumps(self, value: Any) -> Payload:
+        return Payload(value)
+
+    def dumps_atoms(self, items: list[Any]) -> Any:
+        return items
+
+    def is_atoms(self, items: Any) -> bool:
+        return True  # nothing is copied, so nothing can be shared wrongly
+
+    def accept(self, needs: Any) -> None: ...
+    def refuse(self, needs: Any) -> None: ...
+
+    def dumps_needs(self, needs: Any) -> Any:
+        return needs
+
+    def loads_needs(self, data: Any) -> Any:
+        return data
+
+    @staticmethod
+    def decode_value(data: Any) -> Any:
+        return data
+
+    @staticmethod
+    def decode_error(data: Any) -> BaseException:
+        error: BaseException = data
+        return error
+
+
+class ObjectCodec:
+    """The worker's half."""
+
+    def refused(self, needs: Any) -> Any:
+        return ()
+
+    def loads(self, data: Any, descriptors: Sequence[int]) -> Any:
+        return data
+
+    def is_nothing(self, data: Any) -> bool:
+        return data is NOTHING
+
+    def encode_values(self, values: list[Any]) -> Any | None:
+        return values
+
+    def encode_value(self, value: Any) -> Any:
+        return value
+
+    def encode_error(self, error: BaseException) -> Any:
+        return error

@@ -1,0 +1,75 @@
+"""What is written in a packet and in what a worker answers: the order of a message's buffers.
+
+_framing.py carries numbered buffers from one process to another; this file says what they mean. The dispatcher
+writes packets and reads outcomes, the runner in the worker reads packets and writes outcomes. On engines that
+share memory with the caller (threads, inline) a buffer may be any object.
+
+A packet (Kind.TASKS, ident = number of the packet)
+    [0]  TASKS_HEAD: mode, flags, number of definitions, units, units a chunk, definition, first unit
+    [..] where Flag.DESCRIPTORS: u16 per definition and per unit, how many of the descriptors are its own
+    [..] where Flag.NEEDS: names in ``__main__`` and their digests (see _codec.py)
+    [..] per definition that the worker may not have: DEFINITION_HEAD, payload
+    [..] where Mode.CALLS: u64 per unit, its definition (0: the function is in the unit's own payload)
+    [..] Mode.SHARED: one payload, a list of all items; otherwise one payload a unit (NOTHING: not to be run)
+
+Outcomes (Kind.OUTCOMES, ident = number of the packet)
+    [0]  OUTCOMES_HEAD: mode, first unit (counted within the packet), units, nanoseconds they took
+    [..] OutcomeMode.SHARED: one payload, a list of all values
+         OutcomeMode.SEPARATE: one Status byte a unit, then one payload a unit
+         OutcomeMode.COMMITTED: records, each COMMITTED_HEAD and its payload, as they lie in the worker's page
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum, IntFlag
+from typing import Final
+
+NOTHING: Final = b""  # the payload of a unit that is not to be run; no pickle is empty
+
+
+class Kind(IntEnum):
+    """What a message is."""
+
+    TASKS = 1  # a packet
+    OUTCOMES = 2  # outcomes of a run of its units
+    REFUSED = 3  # none of its units has begun: [0] is which of its needs the worker has otherwise
+    READY = 4  # the worker has run the initializer
+    FAILED = 5  # the initializer raised: [0] is the error
+    FORGET = 6  # control: definitions (u64 each) that will not be named again
+    STOP = 7  # control: end when nothing is left to run
+
+
+class Mode(IntEnum):
+    """How a packet's units are packed."""
+
+    SHARED = 0  # every unit one item, all in one pickle: only where sharing it cannot be seen
+    SEPARATE = 1  # every unit one item with a pickle of its own
+    CHUNKS = 2  # every unit a list of items in one pickle, run in order, over at the first error
+    CALLS = 3  # every unit the arguments of one call
+
+
+class Flag(IntFlag):
+    STAR = 1  # items are argument tuples
+    NEEDS = 2
+    DESCRIPTORS = 4
+    VISIBLE = 8  # each outcome is awaited on its own: commit it as soon as it is there
+
+
+class OutcomeMode(IntEnum):
+    SHARED = 0
+    SEPARATE = 1
+    COMMITTED = 2
+    LOST = 3  # never sent: the dispatcher's own word for units whose worker died
+
+
+class Status(IntEnum):
+    OK = 0
+    ERROR = 1
+    SKIPPED = 2  # not run: an error before it in its chunk, or NOTHING to run
+
+
+TASKS_HEAD = struct.Struct("<BBHIIQQ")
+DEFINITION_HEAD = struct.Struct("<QB")
+OUTCOMES_HEAD = struct.Struct("<BxxxIIQ")
+COMMITTED_HEAD = struct.Struct("<IB")

@@ -1,0 +1,147 @@
+"""Descriptors in arguments: sockets, connections and whatever else is reduced by `reduction.DupFd`.
+
+`multiprocessing` knows one way to ask who carries a descriptor to another process: a reducer calls
+`reduction.DupFd`, which hands it to the process being spawned, where there is one, and else to a
+thread that serves it on a socket in the file system. While a registered reducer runs (no longer,
+or locks would think that they are being inherited) a `Collector` stands for that process, so that
+descriptors travel beside the pickle.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import pickle
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import context, reduction
+from typing import Any
+
+Reducer = Callable[[Any], Any]
+
+
+class OwnedDescriptors(tuple[int, ...]):
+    """Duplicated descriptors, closed by `close()` or else with the last reference."""
+
+    closed = False
+
+    def close(self) -> None:
+        """Close them. A second call does nothing."""
+        if not self.closed:
+            self.closed = True
+            for descriptor in self:
+                os.close(descriptor)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class Collector:
+    """Takes duplicates of the descriptors in what is being pickled."""
+
+    def __init__(self) -> None:
+        self._collected: list[int] = []
+
+    def reducers(self) -> dict[type, Reducer]:
+        """Return what is registered with `multiprocessing.reduction`, so wrapped that it asks this object."""
+        return {
+            kind: reducer if _asks_for_spawning(reducer) else functools.partial(self._reduce, reducer)
+            for kind, reducer in extra_reducers().items()
+        }
+
+    def take(self) -> tuple[int, ...]:
+        """Return the descriptors; they are the caller's from now on."""
+        collected, self._collected = self._collected, []
+        return OwnedDescriptors(collected) if collected else ()
+
+    def close(self) -> None:
+        """Close what was not taken."""
+        OwnedDescriptors(self._collected).close()
+        self._collected = []
+
+    def _reduce(self, reducer: Reducer, obj: object) -> Any:
+        outer = context.get_spawning_popen()
+        context.set_spawning_popen(self)
+        try:
+            return reducer(obj)
+        finally:
+            context.set_spawning_popen(outer)
+
+    # What `reduction.DupFd` calls.
+
+    def duplicate_for_child(self, descriptor: int) -> int:
+        # One operation: an interrupt cannot come between the duplicate and its record.
+        self._collected += map(os.dup, (descriptor,))
+        return len(self._collected) - 1
+
+    def DupFd(self, index: int) -> PassedDescriptor:  # noqa: N802  (the stdlib's name)
+        return PassedDescriptor(index)
+
+
+class PassedDescriptor:
+    """A descriptor on its way, in the pickle: the number of its place beside it."""
+
+    def __init__(self, index: int) -> None:
+        self._index = index
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return claim, (self._index,)
+
+
+class ArrivedDescriptor:
+    """A descriptor that came with the pickle being loaded; closed where nobody detaches it."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def detach(self) -> int:
+        """Return the descriptor, which is the caller's from now on."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor < 0:
+            raise RuntimeError("the descriptor was detached before")
+        return descriptor
+
+    def __del__(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+
+
+class _Arrivals(threading.local):
+    """Descriptors that came with the pickle which this thread is loading."""
+
+    waiting: Sequence[ArrivedDescriptor] = ()
+
+
+_arrivals = _Arrivals()
+
+
+def claim(index: int) -> ArrivedDescriptor:
+    """Return a descriptor of the pickle being loaded."""
+    return _arrivals.waiting[index]
+
+
+def loads(data: Any, descriptors: Sequence[int]) -> Any:
+    """Unpickle. The descriptors are consumed, also where this fails."""
+    if not descriptors:
+        return pickle.loads(data)
+    outer = _arrivals.waiting
+    _arrivals.waiting = tuple(map(ArrivedDescriptor, descriptors))
+    try:
+        return pickle.loads(data)
+    finally:
+        _arrivals.waiting = outer
+
+
+def extra_reducers() -> Mapping[type, Reducer]:
+    """Return what anyone has registered with `multiprocessing.reduction`."""
+    # Looked up each time: some libraries put a pickler of their own in its place.
+    reducers: Mapping[type, Reducer] = reduction.ForkingPickler._extra_reducers
+    return reducers
+
+
+def _asks_for_spawning(reducer: Reducer) -> bool:
+    """Tell whether a reducer only works for a process that is being spawned.
+
+    Shared ctypes are to be inherited; under a collector they would believe that they are.
+    """
+    return getattr(reducer, "__module__", None) == "multiprocessing.sharedctypes"

@@ -1,0 +1,64 @@
+"""Plain pickling by C picklers that are used again.
+
+Making a `pickle.Pickler` costs more than pickling small things with it, and `pickle.dumps` knows no
+reducers but the global ones; so picklers are kept. One that raised, or that has a large memo, is
+not: clearing a memo costs what it has ever held.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import pickle
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any, Final
+
+from pairpool._passing import Reducer, extra_reducers
+
+PROTOCOL: Final = 5
+LARGEST_KEPT = 32 * 1024  # bytes that a pickler may have written in one go and still be kept
+
+_Pickler = tuple[Callable[[Any], None], Callable[[], None], list[bytes]]
+
+
+class PlainPickler:
+    """Pickles as the stdlib's pool does, with what is registered with `multiprocessing.reduction`."""
+
+    def __init__(self, adapt: Callable[[Reducer], Reducer]) -> None:
+        """`adapt` is asked once for each registered reducer for what to use in its place."""
+        self._adapt = adapt
+        self._global: Mapping[Any, Any] = {}
+        self._registered: Mapping[type, Reducer] = {}
+        self._idle: list[_Pickler] = []
+        self._table: dict[Any, Any] = {}
+
+    def dumps(self, obj: object) -> bytes:
+        """Pickle one object. Reentrant, and safe to call from several threads."""
+        if copyreg.dispatch_table != self._global or extra_reducers() != self._registered:
+            self._take_reducers()
+        idle = self._idle
+        try:
+            pickler = idle.pop()
+        except IndexError:
+            pickler = self._make()
+        dump, clear_memo, written = pickler
+        dump(obj)
+        data = written[0] if len(written) == 1 else b"".join(written)
+        if len(data) <= LARGEST_KEPT:
+            clear_memo()
+            written.clear()
+            idle.append(pickler)
+        return data
+
+    def _take_reducers(self) -> None:
+        globals_, registered = dict(copyreg.dispatch_table), dict(extra_reducers())
+        table = {**globals_, **{kind: self._adapt(reducer) for kind, reducer in registered.items()}}
+        # Picklers with the old table go back to the old list, that is nowhere.
+        self._table, self._idle = table, []
+        self._global, self._registered = globals_, registered
+
+    def _make(self) -> _Pickler:
+        written: list[bytes] = []
+        pickler = pickle.Pickler(SimpleNamespace(write=written.append), PROTOCOL)
+        pickler.dispatch_table = self._table
+        return pickler.dump, pickler.clear_memo, written

@@ -1,0 +1,317 @@
+"""Runs the units of a packet, one after another, and says how each ended. The same on every engine.
+
+Order of steps for a unit: it is *claimed* (from then on it is this worker's, and the page shows it), its
+payload is loaded, it runs, its outcome is encoded, and, where outcomes are awaited one by one, *committed* to
+the outbox, from which the parent can read it also when this worker hangs in the next unit or dies.
+
+User code runs here and may raise anything: every BaseException becomes the outcome of its unit.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from pairpool._packet import (
+    COMMITTED_HEAD,
+    DEFINITION_HEAD,
+    OUTCOMES_HEAD,
+    TASKS_HEAD,
+    Flag,
+    Kind,
+    Mode,
+    OutcomeMode,
+    Status,
+)
+
+LONGEST_COMMIT = 16 * 1024  # bytes: a larger payload is sent at once instead of being copied to the outbox
+
+# How a definition is treated (values of _codec.DefinitionKind).
+NAMED, BY_VALUE, STATEFUL = 0, 1, 2
+
+
+class Codec(Protocol):
+    """The worker's half of a codec."""
+
+    def refused(self, needs: Any) -> Any:
+        """Which of the needs this worker has otherwise; empty where all are there."""
+
+    def loads(self, data: Any, descriptors: Sequence[int]) -> Any: ...
+    def is_nothing(self, data: Any) -> bool: ...
+    def encode_values(self, values: list[Any]) -> Any | None:
+        """All values in one payload, or None where sharing one could be seen."""
+
+    def encode_value(self, value: Any) -> Any: ...
+    def encode_error(self, error: BaseException) -> Any: ...
+
+
+class Page(Protocol):
+    """Where a worker shows what it is doing (see _page.py)."""
+
+    def begin(self, packet: int, count: int) -> None: ...
+    def claim(self) -> int: ...
+    def running(self) -> None: ...
+    def done(self) -> None: ...
+
+
+class Outbox(Protocol):
+    """Where outcomes are committed (see _outbox.py)."""
+
+    def begin(self, packet: int) -> None: ...
+    def append(self, status: int, data: Any) -> bool:
+        """False where there is no room."""
+
+    def take(self) -> tuple[int, int, Any]:
+        """First unit, number of units and records of what is committed and not yet sent."""
+
+    def clear(self) -> None: ...
+
+
+Send = Callable[[int, int, Sequence[Any]], None]
+
+
+class Runner:
+    """What one worker keeps between packets: the definitions that it was given."""
+
+    def __init__(self, codec: Codec, page: Page, outbox: Outbox | None, send: Send) -> None:
+        self._codec = codec
+        self._page = page
+        self._outbox = outbox
+        self._send = send
+        self._definitions: dict[int, tuple[int, Any, tuple[int, ...]]] = {}
+        self._functions: dict[int, Callable[..., Any]] = {}  # loaded; never those that carry state
+
+    def forget(self, idents: Sequence[int]) -> None:
+        for ident in idents:
+            self._definitions.pop(ident, None)
+            self._functions.pop(ident, None)
+
+    def run(self, ident: int, buffers: Sequence[Any], descriptors: tuple[int, ...]) -> None:
+        """Runs one packet and sends its outcomes, or that it is refused."""
+        mode, flags, n_definitions, count, chunk, definition, first = TASKS_HEAD.unpack(buffers[0])
+        at = 1
+        shares: Sequence[tuple[int, ...]] | None = None
+        if flags & Flag.DESCRIPTORS:
+            shares = _deal(descriptors, buffers[at])
+            at += 1
+        if flags & Flag.NEEDS:
+            refused = self._codec.refused(buffers[at])
+            at += 1
+            if refused:
+                self._send(Kind.REFUSED, ident, [refused])
+                return
+        for number in range(n_definitions):
+            name, kind = DEFINITION_HEAD.unpack(buffers[at])
+            self._definitions[name] = (kind, buffers[at + 1], shares[number] if shares else ())
+            at += 2
+        packet = _Packet(self, mode, flags, count, chunk, definition, first, buffers[at:])
+        if shares:
+            packet.shares = shares[n_definitions:]
+        started = time.monotonic_ns()
+        self._page.begin(ident, count)
+        if not flags & Flag.VISIBLE:
+            self._run_collecting(ident, packet, started)
+        elif self._outbox is None or count == 1:
+            self._run_singly(ident, packet, started)
+        else:
+            self._run_committing(ident, packet, self._outbox, started)
+        self._page.done()
+
+    def function(self, ident: int) -> Callable[..., Any]:
+        """The callable of a definition: the one kept, or loaded now; anew each time where it carries state."""
+        try:
+            return self._functions[ident]
+        except KeyError:
+            kind, data, descriptors = self._definitions[ident]
+            function: Callable[..., Any] = self._codec.loads(data, descriptors)
+            if kind != STATEFUL:
+                self._functions[ident] = function
+            return function
+
+    def _run_collecting(self, ident: int, packet: _Packet, started: int) -> None:
+        """Runs all units that can be claimed, then sends all outcomes in one message."""
+        values: list[Any] = []
+        failures: dict[int, tuple[int, Any]] = {}
+        packet.run_all(self._page.claim, values, failures)
+        if not failures:
+            shared = self._codec.encode_values(values)
+            if shared is not None:
+                took = time.monotonic_ns() - started
+                head = OUTCOMES_HEAD.pack(OutcomeMode.SHARED, 0, len(values), took)
+                self._send(Kind.OUTCOMES, ident, [head, shared])
+                return
+        statuses = bytearray(len(values))
+        payloads: list[Any] = []
+        for unit, value in enumerate(values):
+            failure = failures.get(unit)
+            status, payload = failure if failure is not None else self._encode(value)
+            statuses[unit] = status
+            payloads.append(payload)
+        took = time.monotonic_ns() - started
+        head = OUTCOMES_HEAD.pack(OutcomeMode.SEPARATE, 0, len(values), took)
+        self._send(Kind.OUTCOMES, ident, [head, bytes(statuses), *payloads])
+
+    def _run_singly(self, ident: int, packet: _Packet, started: int) -> None:
+        """Runs unit by unit and sends each outcome before the next is claimed."""
+        claim = self._page.claim
+        while (unit := claim()) >= 0:
+            status, payload = packet.outcome(unit)
+            now = time.monotonic_ns()
+            head = OUTCOMES_HEAD.pack(OutcomeMode.SEPARATE, unit, 1, now - started)
+            self._send(Kind.OUTCOMES, ident, [head, bytes((status,)), payload])
+            started = now
+
+    def _run_committing(self, ident: int, packet: _Packet, outbox: Outbox, started: int) -> None:
+        """Runs unit by unit and commits each outcome before the next is claimed."""
+        outbox.begin(ident)
+        claim = self._page.claim
+        while (unit := claim()) >= 0:
+            status, payload = packet.outcome(unit)
+            if len(payload) <= LONGEST_COMMIT and outbox.append(status, payload):
+                continue
+            now = time.monotonic_ns()
+            self._send_committed(ident, outbox, now - started)
+            started = now
+            if len(payload) <= LONGEST_COMMIT and outbox.append(status, payload):
+                continue
+            head = OUTCOMES_HEAD.pack(OutcomeMode.SEPARATE, unit, 1, 0)
+            self._send(Kind.OUTCOMES, ident, [head, bytes((status,)), payload])
+            outbox.begin(ident, unit + 1)
+        self._send_committed(ident, outbox, time.monotonic_ns() - started)
+
+    def _send_committed(self, ident: int, outbox: Outbox, took: int) -> None:
+        first, count, records = outbox.take()
+        if count:
+            head = OUTCOMES_HEAD.pack(OutcomeMode.COMMITTED, first, count, took)
+            self._send(Kind.OUTCOMES, ident, [head, records])
+            # Only now: had the worker died in between, the parent would know them from the outbox.
+            outbox.clear()
+
+    def _encode(self, value: Any) -> tuple[int, Any]:
+        try:
+            return Status.OK, self._codec.encode_value(value)
+        except BaseException as error:
+            return Status.ERROR, self._codec.encode_error(error)
+
+
+class _Packet:
+    """The units of one packet."""
+
+    __slots__ = ("_chunk", "_definition", "_first", "_flags", "_function", "_mode", "_payloads", "_runner", "_skip_to",
+                 "count", "shares")  # fmt: skip
+
+    def __init__(
+        self, runner: Runner, mode: int, flags: int, count: int, chunk: int, definition: int, first: int, rest: Any
+    ) -> None:
+        self._runner = runner
+        self._mode = mode
+        self._flags = flags
+        self._chunk = chunk
+        self._definition = definition
+        self._first = first
+        self._payloads = rest
+        self._function: Callable[..., Any] | None = None
+        self._skip_to = 0
+        self.count = count
+        self.shares: Sequence[tuple[int, ...]] | None = None
+
+    def run_all(self, claim: Callable[[], int], values: list[Any], failures: dict[int, tuple[int, Any]]) -> None:
+        """Appends one value for each unit that can be claimed; `failures` says which are none."""
+        codec = self._runner._codec
+        if self._mode == Mode.SHARED and not self._flags & Flag.STAR:
+            # The one hot loop: items so small and quick that one more call for each would double their cost.
+            unit = claim()
+            try:
+                if unit >= 0:
+                    function = self._runner.function(self._definition)
+                    items = codec.loads(self._payloads[0], ())
+                while unit >= 0:
+                    values.append(function(items[unit]))
+                    unit = claim()
+                return
+            except BaseException as error:
+                failures[unit] = (Status.ERROR, codec.encode_error(error))
+                values.append(None)
+                self._skip_rest_of_chunk(unit)
+        while (unit := claim()) >= 0:
+            try:
+                if unit < self._skip_to or self._is_nothing(unit):
+                    failures[unit] = (Status.SKIPPED, b"")
+                    values.append(None)
+                    continue
+                values.append(self.value(unit))
+            except BaseException as error:
+                failures[unit] = (Status.ERROR, codec.encode_error(error))
+                values.append(None)
+                self._skip_rest_of_chunk(unit)
+
+    def outcome(self, unit: int) -> tuple[int, Any]:
+        """Runs one unit and encodes how it ended."""
+        if unit < self._skip_to or self._is_nothing(unit):
+            return Status.SKIPPED, b""
+        try:
+            return Status.OK, self._runner._codec.encode_value(self.value(unit))
+        except BaseException as error:
+            self._skip_rest_of_chunk(unit)
+            return Status.ERROR, self._runner._codec.encode_error(error)
+
+    def value(self, unit: int) -> Any:
+        mode, runner = self._mode, self._runner
+        codec = runner._codec
+        if mode == Mode.SHARED:
+            if self._function is None:
+                self._function = runner.function(self._definition)
+                self._payloads = codec.loads(self._payloads[0], ())
+            item = self._payloads[unit]
+            return self._function(*item) if self._flags & Flag.STAR else self._function(item)
+        offset = 1 if mode == Mode.CALLS else 0
+        data = codec.loads(self._payloads[unit + offset], self.shares[unit] if self.shares else ())
+        if mode == Mode.CALLS:
+            (definition,) = struct.unpack_from("<Q", self._payloads[0], 8 * unit)
+            function, arguments, keywords = (runner.function(definition), *data) if definition else data
+            runner._page.running()
+            return function(*arguments, **keywords)
+        function = self._function or runner.function(self._definition)
+        runner._page.running()
+        if mode == Mode.CHUNKS:
+            return [function(*item) for item in data] if self._flags & Flag.STAR else list(map(function, data))
+        self._function = function
+        return function(*data) if self._flags & Flag.STAR else function(data)
+
+    def _is_nothing(self, unit: int) -> bool:
+        if self._mode == Mode.SHARED:
+            return False
+        offset = 1 if self._mode == Mode.CALLS else 0
+        return self._runner._codec.is_nothing(self._payloads[unit + offset])
+
+    def _skip_rest_of_chunk(self, unit: int) -> None:
+        """As in the stdlib's Pool the first error of a chunk is the end of it."""
+        if self._chunk > 1:
+            position = self._first + unit
+            self._skip_to = position - position % self._chunk + self._chunk - self._first
+
+
+def _deal(descriptors: tuple[int, ...], numbers: bytes) -> list[tuple[int, ...]]:
+    """The descriptors that came with a packet, dealt out to the payloads that they belong to."""
+    shares, at = [], 0
+    for (number,) in struct.iter_unpack("<H", numbers):
+        shares.append(descriptors[at : at + number])
+        at += number
+    return shares
+
+
+def read_committed(records: Any, count: int) -> tuple[bytes, list[memoryview]]:
+    """Statuses and payloads of `count` records written to an outbox."""
+    view = memoryview(records)
+    statuses = bytearray(count)
+    payloads: list[memoryview] = []
+    at = 0
+    for unit in range(count):
+        length, status = COMMITTED_HEAD.unpack_from(view, at)
+        at += COMMITTED_HEAD.size
+        payloads.append(view[at : at + length])
+        statuses[unit] = status
+        at += length
+    return bytes(statuses), payloads

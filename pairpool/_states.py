@@ -1,0 +1,159 @@
+"""What the scheduler keeps of jobs, packets and slots; their states and every move between them, as tables.
+
+Everything that decides what may follow what lives here; _scheduler.py looks up each move and never sets a
+state otherwise. A move that is not in the table is a KeyError that names state and event: a fault of ours.
+DESIGN.md shows both tables as ``python -m pairpool states`` prints them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+
+class SlotState(StrEnum):
+    STARTING = "starting"  # its worker has been asked for; packets may already be queued for it
+    IDLE = "idle"  # up, nothing in flight
+    BUSY = "busy"  # up, at least one packet in flight
+    RETIRING = "retiring"  # takes no more packets; told to stop once nothing is in flight
+    GONE = "gone"  # its worker has ended
+
+
+class SlotEvent(StrEnum):
+    UP = "up"  # its worker has run the initializer
+    ASSIGN = "assign"  # a packet was sent
+    DRAIN = "drain"  # the last packet in flight was settled or came back
+    RETIRE = "retire"  # the pool shrinks, or the worker has done its share of tasks
+    DOWN = "down"  # its worker ended, for whatever reason
+
+
+SLOT_TRANSITIONS: dict[SlotState, dict[SlotEvent, SlotState]] = {
+    SlotState.STARTING: {
+        SlotEvent.UP: SlotState.IDLE,  # BUSY where packets were queued meanwhile: see Scheduler.up
+        SlotEvent.ASSIGN: SlotState.STARTING,
+        SlotEvent.DRAIN: SlotState.STARTING,
+        SlotEvent.RETIRE: SlotState.RETIRING,
+        SlotEvent.DOWN: SlotState.GONE,
+    },
+    SlotState.IDLE: {
+        SlotEvent.ASSIGN: SlotState.BUSY,
+        SlotEvent.RETIRE: SlotState.RETIRING,
+        SlotEvent.DOWN: SlotState.GONE,
+    },
+    SlotState.BUSY: {
+        SlotEvent.ASSIGN: SlotState.BUSY,
+        SlotEvent.DRAIN: SlotState.IDLE,
+        SlotEvent.RETIRE: SlotState.RETIRING,
+        SlotEvent.DOWN: SlotState.GONE,
+    },
+    SlotState.RETIRING: {
+        SlotEvent.UP: SlotState.RETIRING,
+        SlotEvent.DRAIN: SlotState.RETIRING,
+        SlotEvent.RETIRE: SlotState.RETIRING,
+        SlotEvent.DOWN: SlotState.GONE,
+    },
+    SlotState.GONE: {},
+}
+
+
+class PacketState(StrEnum):
+    IN_FLIGHT = "in flight"  # at a slot: queued, running, or its results under way
+    SETTLED = "settled"  # every unit that was not cut off has an outcome
+    RETURNED = "returned"  # came back whole, no unit of it begun
+    LOST = "lost"  # its worker died with it
+
+
+class PacketEvent(StrEnum):
+    RESULT = "result"  # outcomes of some of its units
+    FINISH = "finish"  # outcomes of the last of its units
+    CUT = "cut"  # its tail was claimed back
+    RECALL = "recall"  # taken back from the slot's queue
+    REFUSE = "refuse"  # the worker has something else under a name that the packet needs
+    DOWN = "down"  # its slot's worker ended
+
+
+PACKET_TRANSITIONS: dict[PacketState, dict[PacketEvent, PacketState]] = {
+    PacketState.IN_FLIGHT: {
+        PacketEvent.RESULT: PacketState.IN_FLIGHT,
+        PacketEvent.FINISH: PacketState.SETTLED,
+        PacketEvent.CUT: PacketState.IN_FLIGHT,
+        PacketEvent.RECALL: PacketState.RETURNED,
+        PacketEvent.REFUSE: PacketState.RETURNED,
+        PacketEvent.DOWN: PacketState.LOST,
+    },
+    PacketState.SETTLED: {},
+    PacketState.RETURNED: {},
+    PacketState.LOST: {},
+}
+
+
+Range = tuple[int, int]
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A job as the scheduler sees it: numbers only."""
+
+    ident: int
+    visible: bool  # each result is awaited on its own (imap, submit), not only all together (map)
+    next: int = 0  # first unit never handed out
+    ready: int = 0  # units before this one can be handed out
+    closed: bool = False  # no more units will become ready
+    returned: tuple[Range, ...] = ()  # ranges handed out once that came back
+    settled: int = 0  # units with an outcome
+    in_flight: int = 0  # packets
+    unit_ns: int = 0  # estimate of a unit's running time; 0 = not known
+    grown: int = 1  # units a packet may have by now
+
+    @property
+    def waiting(self) -> int:
+        return self.ready - self.next + sum(stop - start for start, stop in self.returned)
+
+
+class Cargo(Protocol):
+    """What a packet carries, as far as it matters afterwards."""
+
+    @property
+    def count(self) -> int:
+        """Units."""
+
+    @property
+    def definitions(self) -> frozenset[int]:
+        """Definitions that ride on it."""
+
+    @property
+    def needs(self) -> tuple[Any, ...]:
+        """What the worker is to check before it begins."""
+
+
+@dataclass(slots=True, eq=False)
+class Packet:
+    """A run of units on its way through a slot."""
+
+    ident: int
+    job: Job
+    slot: Slot
+    first: int  # number of its first unit within the job
+    count: int  # units; shrinks when its tail is cut off
+    size: int  # bytes it takes of the slot's credit
+    load: int  # ns it was estimated to run
+    definitions: frozenset[int]
+    needs: tuple[Any, ...]
+    look_at: int = 0  # when it is late; 0 = not the slot's head, or nothing to gain from a look
+    patience: int = 0  # ns until the next look
+    done: int = 0  # units with an outcome; they come in order
+    state: PacketState = PacketState.IN_FLIGHT
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """A place where packets run, one after another in the order in which they were sent."""
+
+    ident: int
+    budget: int | None  # units it may still be given (maxtasksperchild)
+    state: SlotState = SlotState.STARTING
+    packets: dict[int, Packet] = field(default_factory=dict)
+    load: int = 0  # ns of estimated work in flight
+    size: int = 0  # bytes in flight
+    recalled: bool = True  # nothing was sent since the last recall

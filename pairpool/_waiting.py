@@ -1,0 +1,67 @@
+"""How a thread waits for something that another thread, a worker or the kernel brings about.
+
+A waiting thread leaves a `Signal` with what it waits for and blocks on it; whoever changes that thing sets every
+signal left there. Setting is idempotent and never blocks, so it may happen twice, from a signal handler and from
+a finalizer; waiting may end early, so a waiter looks again. No signal is lost: it is left first, looked at second.
+"""
+
+from __future__ import annotations
+
+import time
+from _thread import allocate_lock
+from typing import Final, Protocol
+
+# The longest a lock can be waited for in one go; `threading.TIMEOUT_MAX` without importing threading for it.
+_LONGEST: Final = 4_000_000.0  # seconds
+
+
+class Settable(Protocol):
+    def set(self) -> None: ...
+
+
+class Signal:
+    """Wakes one waiting thread; set before the wait, it ends the wait at once (and once)."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = allocate_lock()
+        self._lock.acquire()
+
+    def set(self) -> None:
+        try:
+            self._lock.release()
+        except RuntimeError:
+            pass  # set already and not yet waited for
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Returns once set, or after `timeout` seconds."""
+        self._lock.acquire(True, -1 if timeout is None else min(max(timeout, 0), _LONGEST))
+
+
+class Watched:
+    """Something that changes and is waited for."""
+
+    __slots__ = ()
+    signals: list[Settable]
+
+    def changed(self) -> None:
+        """Wakes every thread that waits for it."""
+        for signal in self.signals:
+            signal.set()
+
+
+class Deadline:
+    """A moment after which a wait is over."""
+
+    __slots__ = ("_at",)
+
+    def __init__(self, timeout: float | None) -> None:
+        self._at = None if timeout is None else time.monotonic() + timeout
+
+    def remaining(self) -> float | None:
+        """Seconds left, at least 0; None where there is no limit."""
+        return None if self._at is None else max(0.0, self._at - time.monotonic())
+
+    def passed(self) -> bool:
+        return self._at is not None and time.monotonic() >= self._at

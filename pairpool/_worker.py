@@ -1,0 +1,114 @@
+"""A worker process: takes packets from its channel, runs them, sends their outcomes.
+
+One thread, the main one. It blocks in three places only: waiting for a message, sending one (the parent always
+receives in the end; where the parent is gone the dead-man pipe kills this process), and in the user's code.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import select
+import socket
+import sys
+import traceback
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pairpool import _channel, _codec, _framing
+from pairpool._outbox import Outbox
+from pairpool._packet import Kind
+from pairpool._page import Page
+from pairpool._runner import Runner
+
+if TYPE_CHECKING:
+    from pairpool._surroundings import WorkerSetup
+
+SPIN = 50e-6  # seconds a worker keeps looking for its next packet before it sleeps: less than a wake-up costs
+CONTROL_EVERY = 64  # packets after which the control channel is read even if the next packet is there already
+
+
+def run(setup: WorkerSetup, slot: int, descriptors: tuple[int, ...]) -> None:
+    """The life of a worker. `descriptors`: tasks, control, outbox, and those of the page."""
+    kind = (socket.AF_UNIX, socket.SOCK_SEQPACKET, 0)
+    tasks = socket.socket(*kind, fileno=descriptors[0])
+    control = socket.socket(*kind, fileno=descriptors[1])
+    worker = Worker(tasks, control, Outbox(descriptors[2]), Page.attach(descriptors[3:]))
+    if setup.initializer is not None:
+        try:
+            setup.initializer(*setup.initargs)
+        except BaseException as error:
+            # The stdlib's worker would die with this traceback, and be replaced for ever.
+            worker.send(Kind.FAILED, slot, [traceback.format_exc().encode("utf-8", "backslashreplace")])
+            if isinstance(error, Exception):
+                traceback.print_exc()
+                sys.exit(1)
+            raise
+    worker.send(Kind.READY, slot, [])
+    worker.serve()
+
+
+class Worker:
+    """The process's ends of its channels, and the runner between them."""
+
+    def __init__(self, tasks: socket.socket, control: socket.socket, outbox: Outbox, page: Page) -> None:
+        self._tasks = tasks
+        self._control = control
+        self._runner = Runner(_codec.WorkerCodec(), page, outbox, self.send)
+        self._arrivals: deque[tuple[Any, Any]] = deque()
+        self._stopped = False
+
+    def send(self, kind: int, ident: int, buffers: Sequence[Any]) -> None:
+        """Sends one message, blocking while the channel is full."""
+        message, memfd = _channel.encode(kind, ident, buffers)
+        if memfd is None:
+            self._tasks.sendall(message)
+            return
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", (memfd.fileno(),)))]
+        self._tasks.sendmsg([message], rights)
+        memfd.close()
+
+    def serve(self) -> None:
+        """Runs packets until told to stop, or until the parent is gone."""
+        poll = select.poll()
+        poll.register(self._tasks, select.POLLIN)
+        poll.register(self._control, select.POLLIN)
+        arrivals = self._arrivals
+        since_control = 0
+        while not self._stopped:
+            if _framing.await_message(self._tasks, arrivals, None, SPIN):
+                if not self._take_packet(arrivals.popleft()[1]):
+                    return
+                since_control += 1
+                if since_control < CONTROL_EVERY:
+                    continue
+            else:
+                poll.poll()
+            since_control = 0
+            self._read_control()
+
+    def _take_packet(self, raw: Any) -> bool:
+        """Runs one packet; False where the parent is gone."""
+        message, received = _framing.admit(raw)
+        if not message:
+            return False
+        kind, ident, buffers, descriptors = _channel.decode(message, received)
+        for memfd in received[: len(received) - len(descriptors)]:
+            os.close(memfd)
+        if kind == Kind.TASKS:
+            self._runner.run(ident, buffers, descriptors)
+        return True
+
+    def _read_control(self) -> None:
+        arrivals = self._arrivals
+        while _framing.receive(self._control, arrivals, None, 1):
+            message, _ = _framing.admit(arrivals.popleft()[1])
+            if not message:
+                self._stopped = True
+                return
+            kind, _, buffers = _framing.unpack(message)
+            if kind == Kind.STOP:
+                self._stopped = True
+            elif kind == Kind.FORGET:
+                self._runner.forget(buffers[0].cast("Q"))

@@ -1,0 +1,581 @@
+"""Slots that are worker processes of this machine, each on private channels.
+
+Theory of operation
+===================
+One I/O thread a pool waits on an outer epoll: the zygote's channel and pidfd, an eventfd that wakes it, and an inner
+epoll that has every worker's tasks channel. A caller who waits for a result *pumps*: he takes the inner epoll for
+himself (it is armed in the outer one with EPOLLONESHOT; he disarms it and arms it again when he leaves), so that no
+thread has to be woken on his behalf.
+
+Who holds which descriptor
+--------------------------
+============  =====================  ==========================================================
+what          parent                 worker
+============  =====================  ==========================================================
+tasks         both ends              worker_end
+control       parent_end             worker_end
+page, outbox  mapped, descriptors    mapped, descriptors
+pidfd         held                   -
+============  =====================  ==========================================================
+
+Threads and locks
+-----------------
+- Methods of the protocol run with the dispatcher's lock held. What could not be done twice (making descriptors, orders
+  to the zygote) they leave as *chores* to the I/O thread, which no signal handler ever interrupts.
+- `_receiving` (reentrant: a signal handler may pump inside a pump) makes receiving from a channel one thread's at a
+  time, so that messages stay in order and nothing is under way when a worker's end is digested.
+- `_pumpers` only keeps a second caller from pumping; were it wrong, two threads would receive, and nothing break.
+- Disarmed means: some caller is between disarming and the arming in his `finally`, which no exception can skip (one C
+  call, straight after operators).
+
+What may block: the I/O thread in the outer epoll; a pumping caller in the inner one; `start` until the workers are
+forked; the end of the I/O thread in `Zygote.close`.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import struct
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from multiprocessing import process
+from multiprocessing.context import BaseContext
+from typing import TYPE_CHECKING, Any
+
+from pairpool import _channel, _codec, _descriptors, _framing, errors
+from pairpool._outbox import Outbox
+from pairpool._packet import COMMITTED_HEAD, OUTCOMES_HEAD, Kind, OutcomeMode
+from pairpool._page import Page, Phase
+from pairpool._waiting import Deadline
+from pairpool._zygote import Exited, Spawned, SpawnFailed, WorkerSetup, Zygote
+from pairpool.engines import Handlers, Outcomes, SlotEnd, WorkerPlan
+
+if TYPE_CHECKING:
+    from pairpool._jobs import Body, Encoder
+    from pairpool._waiting import Settable
+
+SPIN = 50e-6  # seconds a waiting caller keeps looking before he sleeps: less than a wake-up costs
+GRACE = 5.0  # seconds that workers have to end after SIGTERM before they are killed
+BATCH = 64  # messages taken from one channel before the next has its turn
+ARMED = select.EPOLLIN | select.EPOLLONESHOT
+
+
+class Kick:
+    """Wakes whoever waits on an epoll; like a signal, setting it twice does no harm."""
+
+    def __init__(self) -> None:
+        self.descriptor = _descriptors.Descriptor(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        _descriptors.register(self.descriptor)
+
+    def set(self) -> None:
+        try:
+            os.eventfd_write(self.descriptor.fileno(), 1)
+        except OSError:
+            pass  # closed: nobody waits any more. Full: it is set
+
+    def clear(self) -> None:
+        try:
+            os.eventfd_read(self.descriptor.fileno())
+        except OSError:
+            pass  # not set, or closed
+
+
+class WorkerHandle:
+    """One worker, and the surface that programs look at in `pool._pool`."""
+
+    def __init__(self, engine: LocalEngine, slot: int, number: int) -> None:
+        self.slot = slot
+        self.number = number
+        self.name = ""
+        self.pid: int | None = None
+        self.exitcode: int | None = None
+        self._engine = engine
+        self.pidfd: _descriptors.Descriptor | None = None
+        self.tasks, self.tasks_worker_end = _channel.socketpair()
+        self.control, self.control_worker_end = _channel.socketpair()
+        self.outbox = Outbox.create()
+        self.page = Page.create()
+        _descriptors.register(self.tasks, self.tasks_worker_end, self.control, self.control_worker_end)
+
+    def __repr__(self) -> str:
+        state = "started" if self.exitcode is None else f"stopped exitcode={self.exitcode}"
+        return f"<{type(self).__name__} name={self.name!r} pid={self.pid} {state} daemon>"
+
+    daemon = True
+
+    def is_alive(self) -> bool:
+        return self.pid is not None and self.exitcode is None
+
+    def terminate(self) -> None:
+        """Sends SIGTERM."""
+        self._send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Sends SIGKILL."""
+        self._send_signal(signal.SIGKILL)
+
+    def _send_signal(self, signum: int) -> None:
+        pidfd = self.pidfd
+        if pidfd is not None and self.exitcode is None:
+            try:
+                signal.pidfd_send_signal(pidfd.fileno(), signum)
+            except (ProcessLookupError, OSError):
+                pass  # it has ended
+
+    def descriptors(self) -> tuple[int, ...]:
+        """What the worker is given; see _worker.run."""
+        ends = (self.tasks_worker_end.fileno(), self.control_worker_end.fileno(), self.outbox.descriptor)
+        return (*ends, *self.page.descriptors)
+
+    def spawned(self, reply: Spawned) -> None:
+        self.pid = reply.pid
+        self.name = reply.name
+        self.pidfd = _descriptors.Descriptor(reply.pidfd)
+        _descriptors.register(self.pidfd)
+        self.control_worker_end.close()
+        self.page.drop_worker_ends()
+
+    def close(self) -> None:
+        for end in (self.tasks, self.tasks_worker_end, self.control, self.control_worker_end):
+            end.close()
+        if self.pidfd is not None:
+            self.pidfd.close()
+        self.page.close()
+        self.outbox.close()
+
+    # -- messages (digested with the dispatcher's lock held; each removes its event) --------------------------
+
+    def on_message(self, raw: Any) -> None:
+        """Something came from the worker."""
+        engine = self._engine
+        events = engine.handlers.events
+        try:
+            message, received = _framing.admit(raw)
+            kind, ident, buffers, descriptors = _channel.decode(message, received)
+            argument: Any
+            if kind == Kind.OUTCOMES:
+                handler, argument = engine.handlers.on_outcomes, self._outcomes(ident, buffers)
+            elif kind == Kind.REFUSED:
+                handler, argument = engine.handlers.on_refused, (ident, buffers[0])
+            elif kind == Kind.READY:
+                handler, argument = engine.handlers.on_up, self.slot
+            elif kind == Kind.FAILED:
+                handler, argument = engine.handlers.on_failed, (self.slot, _initializer_error(buffers[0]))
+            else:
+                raise errors.FramingError(f"a worker sent a message of kind {kind}")
+        except (errors.FramingError, IndexError):
+            # Whatever this worker is now, it is no worker of ours: it goes, and the unit that it runs with it.
+            self.kill()
+            del events[0]
+            return
+        if received:
+            closing = map(os.close, received)
+            # commit: what is received is closed once, also where this is interrupted and done again
+            events[0] = (handler, argument)
+            _closed = [*closing]
+            return
+        handler(argument)
+
+    def _outcomes(self, packet: int, buffers: Sequence[Any]) -> Outcomes:
+        """Reads and checks the outcomes of a packet."""
+        try:
+            mode, offset, count, took = OUTCOMES_HEAD.unpack(buffers[0])
+            payloads = buffers[1:]
+            if mode == OutcomeMode.SHARED:
+                sound = len(payloads) == 1
+            elif mode == OutcomeMode.SEPARATE:
+                sound = len(payloads) == 1 + count and len(payloads[0]) == count
+            else:
+                sound = mode == OutcomeMode.COMMITTED and len(payloads) == 1 and _records_are_sound(payloads[0], count)
+        except (struct.error, IndexError) as error:
+            raise errors.FramingError(f"malformed outcomes: {error}") from None
+        if not sound or not count:
+            raise errors.FramingError("malformed outcomes")
+        return Outcomes(self.slot, packet, mode, offset, count, took, payloads)
+
+    def on_recalled(self, raw: Any) -> None:
+        """A packet was taken back from the worker's queue."""
+        events = self._engine.handlers.events
+        message, received = _framing.admit(raw)
+        if not message:
+            del events[0]  # the end of the channel, not a packet
+            return
+        _, ident, _ = _framing.unpack(message)
+        closing = map(os.close, received)
+        # commit
+        events[0] = (self._engine.handlers.on_came_back, ident)
+        _closed = [*closing]
+
+
+def _records_are_sound(records: Any, count: int) -> bool:
+    """Whether an outbox's records are as many as told and add up to what there is."""
+    at = 0
+    for _ in range(count):
+        length, _ = COMMITTED_HEAD.unpack_from(records, at)
+        at += COMMITTED_HEAD.size + length
+    return at == len(records)
+
+
+def _initializer_error(text: Any) -> errors.InitializerError:
+    return errors.InitializerError("the pool's initializer raised\n\n" + bytes(text).decode("utf-8", "replace"))
+
+
+class LocalEngine:
+    """Offers worker processes as slots."""
+
+    def __init__(self, context: BaseContext) -> None:
+        self.encoder: Encoder = _codec.CallerCodec()
+        self.credit = _channel.BUFFER_SIZE
+        self.packet_room = _channel.charge(_framing.MESSAGE_LIMIT)
+        self.body_room = _framing.MESSAGE_LIMIT - 1024
+        self.outbox: deque[Any] = deque()
+        self._context = context
+        self._handles: dict[int, WorkerHandle] = {}  # by slot
+        self._by_descriptor: dict[int, WorkerHandle] = {}  # by the number of its tasks channel
+        self._spills: deque[tuple[tuple[int, ...], _descriptors.Descriptor]] = deque()
+        self._chores: deque[Callable[[], None]] = deque()
+        self._receiving = threading.RLock()
+        self._pumpers = 0
+        self._sleeps_until: int | None = None  # ns; None: for ever
+        self._shutting = False
+        self._finished = threading.Event()
+
+    # -- coming up (caller's thread, nothing else runs yet) ---------------------------------------------------
+
+    def start(self, handlers: Handlers, plan: WorkerPlan, slots: Sequence[int]) -> None:
+        self.handlers = handlers
+        self._zygote = Zygote.start(self._context, WorkerSetup(plan.initializer, plan.initargs))
+        try:
+            for slot in slots:
+                self._open(slot)
+            self._await_spawned()
+            self._inner = select.epoll()
+            self._outer = select.epoll()
+            _descriptors.register(self._inner, self._outer)
+            self._pump_kick = Kick()
+            self._wake_kick = Kick()
+            self._inner.register(self._pump_kick.descriptor, select.EPOLLIN)
+            for handle in self._handles.values():
+                self._watch(handle)
+            self._outer.register(self._inner, ARMED)
+            for descriptor in (self._wake_kick.descriptor, self._zygote.channel, self._zygote.pidfd):
+                self._outer.register(descriptor, select.EPOLLIN)
+            _descriptors.call_after_fork_in_child(self._after_fork_in_child)
+            self._thread = threading.Thread(target=self._run, name="pairpool-io", daemon=True)
+            self._thread.start()
+        except BaseException:
+            self._close()
+            raise
+
+    def _await_spawned(self) -> None:
+        """Waits until every worker asked for is forked (not until it is ready)."""
+        poll = select.poll()
+        poll.register(self._zygote.channel, select.POLLIN)
+        poll.register(self._zygote.pidfd, select.POLLIN)
+        while any(handle.pid is None for handle in self._handles.values()):
+            poll.poll()
+            for reply in self._zygote.replies():
+                if isinstance(reply, SpawnFailed):
+                    raise errors.PairpoolError(f"a worker could not be started: {reply.reason}")
+                if isinstance(reply, Spawned):
+                    self._handles[reply.slot].spawned(reply)
+                else:
+                    self._chores.append(partial(self._on_exited, reply))
+            if self._zygote.ended:
+                raise errors.PairpoolError("the pool's zygote ended before its workers were started")
+
+    def _after_fork_in_child(self) -> None:
+        self.handlers.forked = True
+
+    # -- the protocol (dispatcher's lock held) ----------------------------------------------------------------
+
+    def entry(self, slot: int, packet: int, body: Body) -> tuple[Any, int]:
+        message, memfd = _channel.encode(Kind.TASKS, packet, body.buffers)
+        descriptors = body.descriptors
+        if memfd is not None:
+            descriptors = (memfd.fileno(), *descriptors)
+            self._spills.append((descriptors, memfd))
+        return (self._handles[slot].tasks, message, descriptors), _channel.charge(len(message))
+
+    def flush(self) -> None:
+        if self.outbox and not _framing.flush(self.outbox):
+            self.wake()  # the kernel pushes back: the I/O thread tries again
+        while self._spills:
+            # The kernel holds what was sent; what was packed and then not sent (an interrupt) is nobody's.
+            descriptors, memfd = self._spills[0]
+            if any(entry[2] is descriptors for entry in self.outbox):
+                return
+            memfd.close()
+            del self._spills[0]
+
+    def recall(self, slot: int) -> None:
+        handle = self._handles.get(slot)
+        if handle is not None:
+            while _framing.receive(handle.tasks_worker_end, self.handlers.events, handle.on_recalled, BATCH) == BATCH:
+                pass
+
+    def look(self, slot: int, packet: int, count: int, cut: bool) -> None:
+        handle = self._handles.get(slot)
+        if handle is None:
+            return
+        events = self.handlers.events
+        committed = handle.outbox.peek(packet)
+        if committed is not None:
+            first, number, records = committed
+            outcomes = Outcomes(slot, packet, OutcomeMode.COMMITTED, first, number, 0, [records])
+            events.append((self.handlers.on_outcomes, outcomes))
+        if cut:
+            events.append((self.handlers.on_cut, (packet, handle.page.take_tail(packet, count))))
+
+    def open(self, slot: int) -> None:
+        self._leave(partial(self._open_later, slot))
+
+    def stop(self, slot: int) -> None:
+        self._tell(slot, Kind.STOP, b"")
+
+    def forget(self, slot: int, definition: int) -> None:
+        self._tell(slot, Kind.FORGET, definition.to_bytes(8, "little"))
+
+    def _tell(self, slot: int, kind: Kind, content: bytes) -> None:
+        """Sends something on the control channel, where the slot has one and there is room. Twice does no harm."""
+        handle = self._handles.get(slot)
+        if handle is not None:
+            try:
+                handle.control.sendmsg([_framing.pack(kind, 0, [content])], (), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            except OSError:
+                pass  # the worker has ended; or it has not read in a long time, and keeps a definition for longer
+
+    def shut(self, *, kill: bool) -> None:
+        self._leave(partial(self._shut, kill))
+
+    def _leave(self, chore: Callable[[], None]) -> None:
+        """Leaves something to the I/O thread. Left twice, it is done twice: each chore looks whether it is done."""
+        self._chores.append(chore)
+        self.wake()
+
+    def wake(self) -> None:
+        self._wake_kick.set()
+
+    def watch_until(self, look_at: int | None) -> None:
+        """The scheduler wants to be asked again at `look_at` (ns)."""
+        if look_at is not None and not self._pumpers:
+            until = self._sleeps_until
+            if until is None or look_at < until:
+                self._sleeps_until = look_at
+                self.wake()
+
+    # -- any thread -------------------------------------------------------------------------------------------
+
+    def work(self) -> bool:
+        return False
+
+    def workers(self) -> list[Any]:
+        return [handle for handle in list(self._handles.values()) if handle.is_alive()]
+
+    def wait_shut(self, timeout: float | None = None) -> bool:
+        return self._finished.wait(timeout)
+
+    def pump(self, ready: Callable[[], bool], watched: list[Settable], timeout: float | None) -> bool:
+        if self._pumpers or self._shutting:
+            return False
+        deadline = Deadline(timeout)
+        inner, kick = self._inner, self._pump_kick
+        modify = self._outer.modify
+        watched.append(kick)
+        try:
+            try:
+                self._pumpers += 1
+                modify(inner, 0)
+                while not ready() and not self._shutting:
+                    self._receive(_framing.wait_ready(inner, SPIN, self._patience(deadline)))
+                    self.handlers.drain()
+                    if deadline.passed():
+                        break
+            finally:
+                # Operators and one C call: no exception can come between, so the I/O thread is on watch again.
+                self._pumpers -= 1
+                modify(inner, ARMED)
+        except ValueError:
+            if not self._shutting:
+                raise  # else: the epolls are closed
+        finally:
+            watched.remove(kick)
+            self._close_if_left()
+        self.watch_until(self.handlers.look_at)
+        return not self._shutting or ready()
+
+    def _patience(self, deadline: Deadline) -> float | None:
+        """Seconds until the deadline, or until the scheduler wants to look at something."""
+        seconds = deadline.remaining()
+        look = self.handlers.seconds_to_look()
+        if look is None:
+            return seconds
+        return look if seconds is None else min(seconds, look)
+
+    def _receive(self, descriptors: Sequence[int]) -> None:
+        """Receives what has come on these channels."""
+        events = self.handlers.events
+        for descriptor in descriptors:
+            handle = self._by_descriptor.get(descriptor)
+            if handle is None:
+                if descriptor == self._pump_kick.descriptor.fileno():
+                    self._pump_kick.clear()
+                continue
+            with self._receiving:
+                _framing.receive(handle.tasks, events, handle.on_message, BATCH)
+
+    # -- the I/O thread ---------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while not (self._shutting and not self._handles):
+                self._do_chores()
+                self.handlers.drain()
+                if self.outbox:
+                    # The kernel pushed back for want of memory or descriptors, which passes.
+                    patience: float | None = 0.005
+                else:
+                    patience = self.handlers.seconds_to_look() if not self._pumpers else None
+                if not self._chores and not self.handlers.events:
+                    self._serve(self._outer.poll(patience))
+                self._sleeps_until = self.handlers.look_at if not self._pumpers else None
+        except BaseException as error:
+            self.handlers.collapse(error)
+        finally:
+            self._end()
+
+    def _serve(self, ready: Sequence[tuple[int, int]]) -> None:
+        zygote = self._zygote
+        for descriptor, _ in ready:
+            if descriptor == self._wake_kick.descriptor.fileno():
+                self._wake_kick.clear()
+            elif descriptor == self._inner.fileno():
+                self._receive(_framing.wait_ready(self._inner, 0.0, 0.0))
+                self.handlers.drain()
+                if not self._pumpers:
+                    self._outer.modify(self._inner, ARMED)
+            elif descriptor == zygote.pidfd:
+                self._take_replies()
+                self._on_zygote_end()
+            else:
+                self._take_replies()
+
+    def _do_chores(self) -> None:
+        while self._chores:
+            self._chores.popleft()()
+
+    def _take_replies(self) -> None:
+        for reply in self._zygote.replies():
+            handle = self._handles.get(reply.slot)
+            if handle is None:
+                continue
+            if isinstance(reply, Spawned):
+                handle.spawned(reply)
+                self._watch(handle)
+            elif isinstance(reply, Exited):
+                self._on_exited(reply)
+            else:
+                self._on_end(handle, None)
+
+    def _on_exited(self, reply: Exited) -> None:
+        handle = self._handles.get(reply.slot)
+        if handle is not None:
+            self._on_end(handle, reply.exitcode)
+
+    def _on_end(self, handle: WorkerHandle, exitcode: int | None) -> None:
+        """A worker has ended: everything that it told and everything that it never began comes before the word of it."""
+        handle.exitcode = exitcode if exitcode is not None else -255
+        events, handlers = self.handlers.events, self.handlers
+        with self._receiving:
+            while _framing.receive(handle.tasks, events, handle.on_message, BATCH) == BATCH:
+                pass
+        mark = handle.page.read()
+        self.look(handle.slot, mark.packet, _framing.UNIT_LIMIT, False)
+        self.recall(handle.slot)
+        running = mark.phase in (Phase.UNPICKLING, Phase.RUNNING)
+        kept = handle.page.take_tail(mark.packet, _framing.UNIT_LIMIT)
+        if kept < _framing.UNIT_LIMIT:
+            events.append((handlers.on_cut, (mark.packet, kept)))
+        end = SlotEnd(handle.slot, handle.pid, exitcode, mark.packet if running else None, mark.offset)
+        events.append((handlers.on_down, end))
+        events.append((self._bury, handle))
+        handlers.drain()
+
+    def _bury(self, handle: WorkerHandle) -> None:
+        """Releases what belonged to a worker that has ended and was accounted for (dispatcher's lock held)."""
+        with self._receiving:
+            if self._by_descriptor.pop(handle.tasks.fileno(), None) is not None:
+                self._inner.unregister(handle.tasks)
+            for entry in [entry for entry in self.outbox if entry[0] is handle.tasks]:
+                self.outbox.remove(entry)
+            handle.close()
+        self._handles.pop(handle.slot, None)
+        del self.handlers.events[0]
+        self.wake()
+
+    def _on_zygote_end(self) -> None:
+        if self._shutting:
+            return
+        self._outer.unregister(self._zygote.pidfd)
+        self._outer.unregister(self._zygote.channel)
+        error = errors.PairpoolError("the pool's zygote process ended; no worker can be watched or replaced any more")
+        self.handlers.events.append((self.handlers.on_broken, error))
+        for handle in list(self._handles.values()):
+            handle.kill()
+            self._on_end(handle, None)
+
+    def _open_later(self, slot: int) -> None:
+        if slot in self._handles or self._shutting:
+            return
+        try:
+            self._open(slot)
+        except OSError as error:
+            failure = errors.PairpoolError(f"a worker could not be started: {error}")
+            self.handlers.events.append((self.handlers.on_failed, (slot, failure)))
+            self.handlers.events.append((self.handlers.on_down, SlotEnd(slot, None, None, None, 0)))
+
+    def _open(self, slot: int) -> None:
+        handle = WorkerHandle(self, slot, next(process._process_counter))  # type: ignore[attr-defined]
+        self._handles[slot] = handle
+        self._zygote.spawn(slot, handle.number, handle.descriptors())
+
+    def _watch(self, handle: WorkerHandle) -> None:
+        self._by_descriptor[handle.tasks.fileno()] = handle
+        self._inner.register(handle.tasks, select.EPOLLIN)
+
+    def _shut(self, kill: bool) -> None:
+        self._shutting = True
+        self._pump_kick.set()
+        if kill:
+            self._zygote.stop(GRACE)
+
+    def _end(self) -> None:
+        """The last thing the I/O thread does."""
+        self._shutting = True
+        self._pump_kick.set()
+        self._close_if_left()
+        self._finished.set()
+        self.handlers.engine_shut()
+
+    def _close_if_left(self) -> None:
+        """Closes everything, unless a caller is still in his pump: then he does so when he leaves."""
+        if self._shutting and not self._pumpers and not self._handles:
+            self._close()
+
+    def _close(self) -> None:
+        """Releases everything. May be called twice."""
+        self._zygote.close()
+        for handle in list(self._handles.values()):
+            handle.close()
+        self._handles.clear()
+        for owner in ("_inner", "_outer", "_pump_kick", "_wake_kick"):
+            owned = getattr(self, owner, None)
+            if isinstance(owned, Kick):
+                owned.descriptor.close()
+            elif owned is not None:
+                owned.close()

@@ -1,0 +1,226 @@
+"""Slots that are threads of this process: nothing is pickled, an object is its own payload.
+
+A slot's thread takes packets from a `SimpleQueue`, in order, runs them with the runner that worker processes use, and
+drains the dispatcher itself after each answer. A packet in the queue is taken by exactly one `get`: the thread's, or
+the dispatcher's in a recall. A unit is claimed by exactly one `popleft` or `pop` of a deque, each atomic.
+What may block: a slot's thread in its queue and in the user's code.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from pairpool._objects import ObjectCodec, ObjectEncoder
+from pairpool._packet import OUTCOMES_HEAD, Kind
+from pairpool._runner import Runner
+from pairpool._waiting import Signal
+from pairpool.engines import Handlers, Outcomes, SlotEnd, WorkerPlan
+
+if TYPE_CHECKING:
+    from pairpool._jobs import Body, Encoder
+    from pairpool._waiting import Settable
+
+
+class ThreadPage:
+    """Claims of the packet that a thread runs."""
+
+    def __init__(self) -> None:
+        self._units: deque[int] = deque()
+        self._packet = 0
+
+    def begin(self, packet: int, count: int) -> None:
+        self._packet = packet
+        self._units = deque(range(count))
+
+    def claim(self) -> int:
+        try:
+            return self._units.popleft()
+        except IndexError:
+            return -1
+
+    def take_tail(self, packet: int, count: int) -> int:
+        """Claims back what is left of `packet`; returns how many of its units the thread keeps."""
+        units = self._units
+        kept = count
+        while packet == self._packet:
+            try:
+                kept = units.pop()
+            except IndexError:
+                break
+        return kept
+
+    def running(self) -> None: ...
+    def done(self) -> None: ...
+
+
+class _Slot:
+    """One thread and its queue."""
+
+    def __init__(self, engine: ThreadEngine, ident: int, number: int) -> None:
+        self.ident = ident
+        self.queue: SimpleQueue[tuple[int, Sequence[Any]] | None] = SimpleQueue()
+        self.page = ThreadPage()
+        self._engine = engine
+        self._runner = Runner(ObjectCodec(), self.page, None, self._send)
+        self.thread = threading.Thread(target=self._run, name=f"Thread-pairpool-{number}", daemon=True)
+
+    # The surface of a worker handle that programs look at in `pool._pool`.
+    pid = None
+    exitcode = None
+
+    @property
+    def name(self) -> str:
+        return self.thread.name
+
+    def is_alive(self) -> bool:
+        return self.thread.is_alive()
+
+    def _send(self, kind: int, packet: int, buffers: Sequence[Any]) -> None:
+        assert kind == Kind.OUTCOMES
+        mode, offset, count, took = OUTCOMES_HEAD.unpack(buffers[0])
+        handlers = self._engine.handlers
+        outcomes = Outcomes(self.ident, packet, mode, offset, count, took, buffers[1:])
+        handlers.events.append((handlers.on_outcomes, outcomes))
+        handlers.drain()
+
+    def _run(self) -> None:
+        handlers, plan = self._engine.handlers, self._engine.plan
+        try:
+            if plan.initializer is not None:
+                try:
+                    plan.initializer(*plan.initargs)
+                except BaseException as error:
+                    handlers.events.append((handlers.on_failed, (self.ident, error)))
+                    return
+            handlers.events.append((handlers.on_up, self.ident))
+            handlers.drain()
+            while (packet := self.queue.get()) is not None:
+                self._runner.run(*packet, ())
+                del packet
+        except BaseException as error:
+            handlers.collapse(error)
+        finally:
+            self._engine.recall(self.ident)
+            handlers.events.append((handlers.on_down, SlotEnd(self.ident, None, None, None, 0)))
+            self._engine.left(self)
+            handlers.drain()
+
+
+class ThreadEngine:
+    """Offers threads as slots."""
+
+    credit = 1 << 62  # nothing is copied, so nothing is counted
+    packet_room = 0
+    body_room = 1 << 62
+
+    def __init__(self) -> None:
+        self.encoder: Encoder = ObjectEncoder()
+        self.outbox: deque[tuple[_Slot, int, Sequence[Any]]] = deque()
+        self.plan = WorkerPlan()
+        self._slots: dict[int, _Slot] = {}
+        self._started = 0
+        self._shut = False
+        self._finished = threading.Event()
+        self._watchman: threading.Thread | None = None
+        self._watch_at: int | None = None
+        self._watch_signal = Signal()
+
+    def start(self, handlers: Handlers, plan: WorkerPlan, slots: Sequence[int]) -> None:
+        self.handlers = handlers
+        self.plan = plan
+        for slot in slots:
+            self.open(slot)
+
+    def open(self, slot: int) -> None:
+        if slot not in self._slots:
+            self._started += 1
+            self._slots[slot] = opened = _Slot(self, slot, self._started)
+            opened.thread.start()
+
+    def entry(self, slot: int, packet: int, body: Body) -> tuple[Any, int]:
+        return (self._slots[slot], packet, body.buffers), 0
+
+    def flush(self) -> None:
+        outbox = self.outbox
+        while outbox:
+            slot, packet, buffers = outbox[0]
+            sent = map(slot.queue.put, ((packet, buffers),))
+            # commit: sent and removed in one step
+            _sent = [*sent]
+            del outbox[0]
+
+    def recall(self, slot: int) -> None:
+        at = self._slots.get(slot)
+        while at is not None:
+            try:
+                packet = at.queue.get_nowait()
+            except Empty:
+                return
+            if packet is not None:
+                self.handlers.events.append((self.handlers.on_came_back, packet[0]))
+
+    def look(self, slot: int, packet: int, count: int, cut: bool) -> None:
+        at = self._slots.get(slot)
+        if cut and at is not None:
+            kept = at.page.take_tail(packet, count)
+            self.handlers.events.append((self.handlers.on_cut, (packet, kept)))
+
+    def stop(self, slot: int) -> None:
+        at = self._slots.get(slot)
+        if at is not None:
+            at.queue.put(None)
+
+    def shut(self, *, kill: bool) -> None:
+        """Threads cannot be killed: what runs ends by itself, what waits is taken back."""
+        self._shut = True
+        for slot in list(self._slots.values()):
+            self.recall(slot.ident)
+            slot.queue.put(None)
+        self._finish_when_left()
+
+    def left(self, slot: _Slot) -> None:
+        """A slot's thread is about to end."""
+        self._slots.pop(slot.ident, None)
+        self._finish_when_left()
+
+    def _finish_when_left(self) -> None:
+        if self._shut and not self._slots:
+            self._finished.set()
+            self._watch_signal.set()
+            self.handlers.engine_shut()
+
+    def wait_shut(self, timeout: float | None = None) -> bool:
+        return self._finished.wait(timeout)
+
+    def pump(self, ready: Callable[[], bool], watched: list[Settable], timeout: float | None) -> bool:
+        return False
+
+    def forget(self, slot: int, definition: int) -> None:
+        pass  # every payload is an object of the caller's
+
+    def watch_until(self, look_at: int | None) -> None:
+        """A watchman thread drains at that moment; there is one only where a packet of several units runs."""
+        self._watch_at = look_at
+        if look_at is not None:
+            if self._watchman is None:
+                self._watchman = threading.Thread(target=self._watch, name="pairpool-watch", daemon=True)
+                self._watchman.start()
+            self._watch_signal.set()
+
+    def _watch(self) -> None:
+        while not self._finished.is_set():
+            watch_at = self._watch_at
+            self._watch_signal.wait(None if watch_at is None else max(0.0, (watch_at - time.monotonic_ns()) / 1e9))
+            if self._watch_at is not None and self._watch_at <= time.monotonic_ns():
+                self.handlers.drain()
+
+    def work(self) -> bool:
+        return False
+
+    def workers(self) -> list[Any]:
+        return list(self._slots.values())

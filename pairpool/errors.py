@@ -1,0 +1,56 @@
+"""Every exception of pairpool's own, each with one sentence on when it is raised."""
+
+from __future__ import annotations
+
+import builtins
+import multiprocessing
+
+
+class PairpoolError(Exception):
+    """Base class of pairpool's own errors."""
+
+
+class FramingError(PairpoolError):
+    """Raised when a message is not a well-formed pairpool frame."""
+
+
+class UnsupportedPlatformError(PairpoolError, OSError):
+    """Raised by ``Pool()`` where the system lacks what pairpool stands on (Linux 5.10 or newer)."""
+
+
+class TimeoutError(multiprocessing.TimeoutError, builtins.TimeoutError):
+    """Raised when a result did not arrive within the timeout the caller gave.
+
+    It is caught by ``except multiprocessing.TimeoutError``, by
+    ``except concurrent.futures.TimeoutError`` and by ``except TimeoutError`` alike.
+    """
+
+
+class PoolTerminatedError(PairpoolError):
+    """Raised by a result that was still pending when its pool was terminated."""
+
+
+class WorkerLostError(PairpoolError):
+    """Raised by the one item whose worker died while running it.
+
+    Args:
+        message: what happened, in words.
+        pid: process id of the worker that died, where it was known.
+        exitcode: as in `multiprocessing.Process.exitcode`: negative is the number of a signal.
+    """
+
+    def __init__(self, message: str, pid: int | None = None, exitcode: int | None = None) -> None:
+        super().__init__(message, pid, exitcode)
+        self.pid = pid
+        self.exitcode = exitcode
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class InitializerError(PairpoolError):
+    """Raised by pending items when workers cannot start because the pool's initializer keeps failing."""
+
+
+class RefusedError(PairpoolError):
+    """Raised by an item that names something in ``__main__`` which the worker has otherwise, and that cannot travel by value."""

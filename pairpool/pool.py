@@ -1,0 +1,378 @@
+"""The face of `multiprocessing.Pool`: the same calls, arguments and messages.
+
+Every method says where it differs; README.md has the table.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import multiprocessing.context
+import multiprocessing.pool as stdlib
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from multiprocessing import util
+from typing import Any, Self, TypeVar
+
+from pairpool import _dispatch
+from pairpool.results import AsyncResult, Future, IMapIterator, IMapUnorderedIterator, MapResult
+
+T = TypeVar("T")
+
+RUN, CLOSE, TERMINATE, INIT = stdlib.RUN, stdlib.CLOSE, stdlib.TERMINATE, stdlib.INIT
+
+
+_StdlibPool = stdlib.Pool  # also when install() has put ours in its place
+
+
+class Pool(stdlib.Pool):
+    """A pool of worker processes: `multiprocessing.pool.Pool`, each worker on a private channel.
+
+    Args:
+        processes: number of workers; None: as many as CPUs this process may use (affinity and cgroup quota), or
+            ``PAIRPOOL_WORKERS``.
+        initializer: called once in each worker before its first task.
+        initargs: its arguments; with the start method fork they are inherited, never pickled.
+        maxtasksperchild: chunks after which a worker is replaced; None: never.
+        context: a context or name of a start method; None: this interpreter's default.
+
+    Raises:
+        ValueError, TypeError: for arguments that the standard library's pool refuses, in its words.
+        UnsupportedPlatformError: where the system is not Linux.
+    """
+
+    def __init__(
+        self,
+        processes: int | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
+        maxtasksperchild: int | None = None,
+        context: Any = None,
+    ) -> None:
+        if not isinstance(self, Pool):
+            # After install() the stdlib's own ThreadPool comes here through the global name `Pool`.
+            _StdlibPool.__init__(self, processes, initializer, initargs, maxtasksperchild, context)
+            return
+        self._status: str = INIT
+        if processes is None:
+            processes = _dispatch.default_size()
+        if processes < 1:
+            raise ValueError("Number of processes must be at least 1")
+        if maxtasksperchild is not None and (not isinstance(maxtasksperchild, int) or maxtasksperchild <= 0):
+            raise ValueError("maxtasksperchild must be a positive int or None")
+        if initializer is not None and not callable(initializer):
+            raise TypeError("initializer must be a callable")
+        self._budget = maxtasksperchild
+        plan = _dispatch.WorkerPlan(initializer, tuple(initargs))
+        self._dispatcher = _dispatch.Dispatcher(self._make_engine(context), plan, processes, maxtasksperchild)
+        self._status = RUN
+        # As in the stdlib: before the queues and connections of the user's (exitpriority 10) go.
+        self._finalizer = util.Finalize(self, _end_forgotten, args=(self._dispatcher,), exitpriority=15)
+
+    def _make_engine(self, context: Any) -> _dispatch.Engine:
+        if isinstance(context, str):
+            context = multiprocessing.get_context(context)
+        self._ctx = context or multiprocessing.get_context()
+        return _dispatch.load_engine("local", self._ctx)
+
+    # -- tasks -----------------------------------------------------------------------------------------------
+
+    def apply(
+        self, func: Callable[..., T], args: Iterable[Any] = (), kwds: Mapping[str, Any] = {}  # noqa: B006 (stdlib's)
+    ) -> T:
+        """Calls ``func(*args, **kwds)`` in a worker and returns what it returns."""
+        result: T = self.apply_async(func, args, kwds).get()
+        return result
+
+    def apply_async(  # type: ignore[override]  # the stdlib's stubs name no base class of results
+        self,
+        func: Callable[..., Any],
+        args: Iterable[Any] = (),
+        kwds: Mapping[str, Any] = {},  # noqa: B006 (stdlib's)
+        callback: Callable[[Any], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> AsyncResult:
+        """Like `apply`, but returns at once.
+
+        Arguments are pickled here and now, so a later change to them is not seen by the task; an error in that comes
+        out of the result's `get()`. Callbacks run in one thread, in the order of results, before `get()` returns.
+        """
+        self._check_running()
+        result = AsyncResult(self._dispatcher, self, callback, error_callback)
+        self._call(func, tuple(args), dict(kwds), result)
+        return result
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[T]:
+        """Calls ``fn(*args, **kwargs)`` in a worker; a `concurrent.futures.Future` has the result."""
+        self._check_running()
+        future: Future[T] = Future(self._dispatcher, self)
+        self._call(fn, args, kwargs, future)
+        return future
+
+    def _call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], sink: Any) -> None:
+        try:
+            definition, payload = self._dispatcher.encoder.call(function, args, kwargs)
+        except Exception as error:
+            self._dispatcher.call(_dispatch.Call(None, error, sink))
+        else:
+            self._dispatcher.call(_dispatch.Call(definition, payload, sink))
+
+    def map(self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int | None = None) -> list[T]:
+        """``[func(item) for item in iterable]``, in the workers.
+
+        An explicit `chunksize` makes chunks that run in one worker, in order, over at the first error. Without one
+        items travel as it suits them, and errors are those that the default chunks would give.
+        """
+        return self._map_here(func, iterable, chunksize, star=False)
+
+    def starmap(
+        self, func: Callable[..., T], iterable: Iterable[Iterable[Any]], chunksize: int | None = None
+    ) -> list[T]:
+        """``[func(*item) for item in iterable]``, in the workers."""
+        return self._map_here(func, iterable, chunksize, star=True)
+
+    def map_async(  # type: ignore[override]
+        self,
+        func: Callable[[Any], Any],
+        iterable: Iterable[Any],
+        chunksize: int | None = None,
+        callback: Callable[[Any], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> MapResult:
+        """Like `map`, but returns at once."""
+        return self._map_async(func, iterable, chunksize, callback, error_callback, star=False, here=False)
+
+    def starmap_async(  # type: ignore[override]
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+        callback: Callable[[Any], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> MapResult:
+        """Like `starmap`, but returns at once."""
+        return self._map_async(func, iterable, chunksize, callback, error_callback, star=True, here=False)
+
+    def _map_here(self, func: Callable[..., Any], iterable: Iterable[Any], chunksize: int | None, *, star: bool) -> Any:
+        result = self._map_async(func, iterable, chunksize, None, None, star=star, here=True)
+        try:
+            return result.get()
+        except BaseException:
+            if not result.ready() and result.job is not None:
+                # Interrupted: nobody will ever see the results, so what has not begun does not begin.
+                self._dispatcher.post(self._dispatcher.on_cancel, result.job)
+            raise
+
+    def _map_async(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Any],
+        chunksize: int | None,
+        callback: Any,
+        error_callback: Any,
+        *,
+        star: bool,
+        here: bool,
+    ) -> MapResult:
+        """`here`: the caller waits, and feeds the job himself meanwhile."""
+        self._check_running()
+        dispatcher = self._dispatcher
+        items: Any = iterable if hasattr(iterable, "__len__") else list(iterable)
+        length = len(items)
+        explicit = chunksize is not None
+        if chunksize is None:
+            chunksize = -(-length // (4 * dispatcher.size))
+        result = MapResult(dispatcher, self, callback, error_callback)
+        if length == 0 or chunksize <= 0:
+            result.finish_empty([None] * length)
+            return result
+        try:
+            definition = dispatcher.encoder.definition(func)
+        except Exception as error:
+            result.fail(error)
+            return result
+        # A chunk of the caller's is atomic; so is one that a worker's lifetime is counted in, and one in which the
+        # state that a callable carries may be seen to last.
+        atomic = explicit or self._budget is not None or definition.kind == _dispatch.DefinitionKind.STATEFUL
+        job = _dispatch.BatchJob(
+            dispatcher.encoder,
+            definition,
+            result,
+            items=dispatcher.plain_items(items),
+            unit=chunksize if atomic else 1,
+            chunk=1 if atomic else chunksize,
+            star=star,
+            visible=False,
+        )
+        result.job = job
+        self._start(job, items, None, result, here=here)
+        return result
+
+    def _start(
+        self,
+        job: _dispatch.BatchJob,
+        items: Iterable[Any],
+        refusal: BaseException | None,
+        result: MapResult | None,
+        *,
+        here: bool,
+    ) -> None:
+        if job.items is not None:
+            self._dispatcher.add_batch(job, None)
+            return
+        feeder = _dispatch.Feeder(self._dispatcher, job, items, refusal)
+        if result is not None:
+            result.feeder = feeder
+        if not here:
+            feeder.start_thread()
+        self._dispatcher.add_batch(job, feeder)
+
+    def imap(self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int = 1) -> Iterator[T]:  # type: ignore[override]
+        """Iterates over ``func(item)`` in the order of the items, which are pulled as the pool works."""
+        return self._imap(IMapIterator(self._dispatcher, self), func, iterable, chunksize)
+
+    def imap_unordered(self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int = 1) -> Iterator[T]:  # type: ignore[override]
+        """Like `imap`, in the order in which results arrive."""
+        return self._imap(IMapUnorderedIterator(self._dispatcher, self), func, iterable, chunksize)
+
+    def _imap(
+        self, result: IMapIterator[Any], func: Callable[..., Any], iterable: Iterable[Any], chunksize: int
+    ) -> Iterator[Any]:
+        self._check_running()
+        if chunksize < 1:
+            raise ValueError(f"Chunksize must be 1+, not {chunksize:n}")
+        dispatcher = self._dispatcher
+        refusal = None
+        try:
+            definition = dispatcher.encoder.definition(func)
+        except Exception as error:
+            definition, refusal = _dispatch.NO_DEFINITION, error
+        job = _dispatch.BatchJob(
+            dispatcher.encoder,
+            definition,
+            result,
+            items=dispatcher.plain_items(iterable) if refusal is None else None,
+            unit=chunksize,
+            chunk=1,
+            star=False,
+            visible=True,
+        )
+        result.job = job
+        self._start(job, iterable, refusal, None, here=False)
+        return result if chunksize == 1 else result.chained()
+
+    # -- life ------------------------------------------------------------------------------------------------
+
+    def resize(self, processes: int) -> None:
+        """Changes the number of workers, also while they work.
+
+        New workers are started at once. Of those to go the idle ones go first; a busy one ends after its task,
+        and what was queued for it runs elsewhere.
+
+        Raises:
+            ValueError: for less than one worker, or where the pool does not run.
+        """
+        self._check_running()
+        if processes < 1:
+            raise ValueError("Number of processes must be at least 1")
+        self._dispatcher.post(self._dispatcher.on_resize, processes)
+
+    def close(self) -> None:
+        """Takes no more tasks; workers end when all are done."""
+        util.debug("closing pool")
+        if self._status == RUN:
+            self._status = CLOSE
+            self._dispatcher.post(self._dispatcher.on_close, None)
+
+    def terminate(self) -> None:
+        """Ends the workers at once. Results that are still pending fail with `PoolTerminatedError`.
+
+        (With the standard library's pool they never come.)
+        """
+        util.debug("terminating pool")
+        self._status = TERMINATE
+        self._finalizer.cancel()
+        self._dispatcher.terminate()
+        self._dispatcher.join()
+
+    def join(self) -> None:
+        """Waits until the workers have ended, after `close` or `terminate`."""
+        util.debug("joining pool")
+        if self._status == RUN:
+            raise ValueError("Pool is still running")
+        if self._status not in (CLOSE, TERMINATE):
+            raise ValueError("In unknown state")
+        self._dispatcher.join()
+        self._finalizer.cancel()
+
+    def _check_running(self) -> None:
+        if self._status != RUN:
+            raise ValueError("Pool not running")
+        self._dispatcher.check_usable()
+
+    def __enter__(self) -> Self:
+        self._check_running()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.terminate()
+
+    def __reduce__(self) -> Any:
+        raise NotImplementedError("pool objects cannot be passed between processes or pickled")
+
+    def __repr__(self) -> str:
+        cls = self.__class__
+        return f"<{cls.__module__}.{cls.__qualname__} state={self._status} pool_size={len(self._pool)}>"
+
+    def __del__(self, _warn: Any = warnings.warn, RUN: str = RUN) -> None:
+        if getattr(self, "_status", None) == RUN and not self._dispatcher.forked:
+            _warn(f"unclosed running multiprocessing pool {self!r}", ResourceWarning, source=self)
+
+    # -- what programs look at in the stdlib's pool ----------------------------------------------------------
+
+    @property
+    def _state(self) -> str:  # type: ignore[override]
+        return self._status
+
+    @_state.setter
+    def _state(self, state: str) -> None:
+        self._status = state
+
+    @property
+    def _pool(self) -> list[Any]:  # type: ignore[override]
+        """The live workers: pid, name, exitcode, is_alive(), terminate(), kill()."""
+        return self._dispatcher.engine.workers() if self._status != INIT else []
+
+    @property
+    def _processes(self) -> int:  # type: ignore[override]
+        return self._dispatcher.size
+
+    @property
+    def _cache(self) -> Sequence[None]:  # type: ignore[override]
+        """As long as there are pending jobs."""
+        return (None,) * self._dispatcher.pending()
+
+    def _repopulate_pool(self) -> None:
+        """Workers are replaced without this; it is there because tests of the stdlib's call it."""
+        self._dispatcher.drain()
+
+
+def _end_forgotten(dispatcher: _dispatch.Dispatcher) -> None:
+    """A pool that nobody holds any more, or that is open when the interpreter exits."""
+    dispatcher.terminate()
+    if util.is_exiting():
+        dispatcher.join()
+
+
+class ThreadPool(Pool, stdlib.ThreadPool):
+    """`multiprocessing.pool.ThreadPool`: the same face over threads; nothing is pickled."""
+
+    def __init__(
+        self,
+        processes: int | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
+    ) -> None:
+        Pool.__init__(self, processes, initializer, initargs)
+
+    def _make_engine(self, context: Any) -> _dispatch.Engine:
+        return _dispatch.load_engine("threads", None)

@@ -1,0 +1,458 @@
+"""What callers hold: results of calls, of maps, iterators over results, futures.
+
+Each is a subclass of its counterpart in the standard library, so that ``isinstance`` holds, with the same methods and
+messages. What a task returned is unpickled by whoever asks for it, on that thread: `ready()` and `successful()` need
+no unpickling. A result keeps its pool alive while it is pending.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import multiprocessing.pool as stdlib
+import threading
+from _thread import allocate_lock
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from pairpool import errors
+from pairpool._dispatch import OutcomeMode, Status
+
+if TYPE_CHECKING:
+    from pairpool._dispatch import BatchJob, Dispatcher, Feeder, Record, Settable
+
+T = TypeVar("T")
+
+Outcome = tuple[bool, Any]  # succeeded, and the value or the exception
+
+
+def decode(dispatcher: Dispatcher, status: int, payload: Any) -> Outcome:
+    """The value that a worker returned, or the exception that the task ended in. Runs user code (unpickling)."""
+    if isinstance(payload, BaseException) and status == Status.ERROR:
+        return False, payload
+    if status != Status.OK:
+        return False, dispatcher.encoder.decode_error(payload)
+    try:
+        return True, dispatcher.encoder.decode_value(payload)
+    except Exception as error:
+        return False, error
+
+
+class _Result:
+    """Something that becomes ready once, after its callbacks have run."""
+
+    def __init__(self, dispatcher: Dispatcher, pool: object, callback: Any, error_callback: Any) -> None:
+        self._dispatcher = dispatcher
+        self._pool: Any = pool
+        self._callback = callback
+        self._error_callback = error_callback
+        self._settled = False  # every outcome is there
+        self._done = False  # and callbacks have run
+        self._outcome: Outcome | None = None
+        self.signals: list[Settable] = []
+
+    def _decode(self) -> Outcome:
+        raise NotImplementedError
+
+    def _succeeded(self) -> bool:
+        raise NotImplementedError
+
+    def _drop_payloads(self) -> None:
+        raise NotImplementedError
+
+    def _settle(self) -> None:
+        """Every outcome is there. Idempotent; runs no code of the user's."""
+        if self._callback is None and self._error_callback is None:
+            self._finish()
+            return
+        if not self._settled:
+            callbacks = self._dispatcher.callbacks
+            run = self._run_callback
+            # commit
+            self._settled = True
+            callbacks += (run,)
+        self._dispatcher.wake_callbacks()
+
+    def _run_callback(self) -> None:
+        """On the callback thread: the callback comes before anyone's `get()` returns."""
+        try:
+            succeeded, value = self.outcome()
+            callback = self._callback if succeeded else self._error_callback
+            if callback is not None:
+                callback(value)
+        except BaseException as error:
+            # As in the stdlib since 3.16 (gh-83371): the callback's error becomes the result's.
+            self._outcome = (False, error)
+        self._callback = self._error_callback = None
+        self._finish()
+
+    def _finish(self) -> None:
+        self._settled = True
+        self._done = True
+        self._pool = None
+        for signal in self.signals:
+            signal.set()
+
+    def outcome(self) -> Outcome:
+        """Decodes on first use; always the same objects afterwards, also where two threads ask at once."""
+        outcome = self._outcome
+        if outcome is None:
+            outcome = self.__dict__.setdefault("_decoded", self._decode())
+            self._outcome = outcome
+            self._drop_payloads()
+        return outcome
+
+    def ready(self) -> bool:
+        """Whether the result is there."""
+        return self._done
+
+    def successful(self) -> bool:
+        """Whether it is a value; raises ValueError where it is not there yet."""
+        if not self._done:
+            raise ValueError(f"{self!r} not ready")
+        return self._outcome[0] if self._outcome is not None else self._succeeded()
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Blocks until the result is there, or for `timeout` seconds."""
+        self._dispatcher.wait(self.ready, self.signals, timeout)
+
+    def get(self, timeout: float | None = None) -> Any:
+        """The value, or the exception of the task raised here.
+
+        Raises `pairpool.TimeoutError` where it is not there after `timeout` seconds.
+        """
+        if not self._done:
+            self.wait(timeout)
+            if not self._done:
+                raise errors.TimeoutError
+        succeeded, value = self.outcome()
+        if succeeded:
+            return value
+        try:
+            raise value
+        finally:
+            del value, self  # no cycle through the traceback
+
+
+class AsyncResult(_Result, stdlib.ApplyResult):  # type: ignore[type-arg]
+    """The result of one call (`multiprocessing.pool.AsyncResult`)."""
+
+    _raw: tuple[int, Any] | None = None
+
+    def begin(self) -> bool:
+        return True
+
+    def settle(self, status: int, payload: Any) -> None:
+        if self._raw is None:
+            self._raw = (status, payload)
+        self._settle()
+
+    def _decode(self) -> Outcome:
+        raw = self._raw
+        assert raw is not None
+        return decode(self._dispatcher, *raw)
+
+    def _succeeded(self) -> bool:
+        return self._raw is not None and self._raw[0] == Status.OK
+
+    def _drop_payloads(self) -> None:
+        self._raw = (Status.OK, b"")
+
+
+class MapResult(_Result, stdlib.MapResult):  # type: ignore[type-arg]
+    """The results of one map (`multiprocessing.pool.MapResult`): all of them, or one error."""
+
+    def __init__(self, dispatcher: Dispatcher, pool: object, callback: Any, error_callback: Any) -> None:
+        super().__init__(dispatcher, pool, callback, error_callback)
+        self._records: dict[int, Record] = {}  # by first unit
+        self._error: tuple[int, Any] | None = None  # unit and payload: of the chunk whose error arrived first
+        self.job: BatchJob | None = None
+        self.feeder: Feeder | None = None
+
+    def take(self, record: Record, records: deque[Record]) -> int | None:
+        failed = None
+        error = self._error
+        if record.mode != OutcomeMode.SHARED:
+            for unit, status, payload in record.outcomes():
+                job = self.job
+                assert job is not None
+                if unit in job.failures and status == Status.SKIPPED:
+                    status, payload = Status.ERROR, job.failures[unit]
+                if status == Status.ERROR:
+                    failed = unit if failed is None else failed
+                    if error is None or (unit // job.chunk == error[0] // job.chunk and unit < error[0]):
+                        error = (unit, payload)
+        mine = self._records
+        first = record.first
+        # commit
+        self._error = error
+        mine[first] = record
+        del records[0]
+        return failed
+
+    def finish_empty(self, values: list[Any]) -> None:
+        """Nothing was to be done: ready at once, no callback (as in the stdlib)."""
+        self._callback = self._error_callback = None
+        self._outcome = (True, values)
+        self._finish()
+
+    def progress(self) -> None:
+        pass  # a map is awaited as a whole
+
+    def finish(self) -> None:
+        self._settle()
+
+    def fail(self, error: BaseException) -> None:
+        if not self._settled:
+            self._error = (0, error)
+        self._settle()
+
+    def _succeeded(self) -> bool:
+        return self._error is None
+
+    def _decode(self) -> Outcome:
+        if self._error is not None:
+            return decode(self._dispatcher, Status.ERROR, self._error[1])
+        job, records = self.job, self._records
+        values: list[Any] = []
+        decode_value = self._dispatcher.encoder.decode_value
+        try:
+            for first in sorted(records):
+                record = records[first]
+                if record.mode == OutcomeMode.SHARED:
+                    part = decode_value(record.buffers[0])
+                else:
+                    part = [decode_value(payload) for _, _, payload in record.outcomes()]
+                if job is not None and job.unit > 1:
+                    for chunk in part:
+                        values += chunk
+                else:
+                    values += part
+        except Exception as error:
+            return False, error
+        return True, values
+
+    def _drop_payloads(self) -> None:
+        self._records = {}
+        self.job = self.feeder = None
+
+    def wait(self, timeout: float | None = None) -> None:
+        feeder = self.feeder
+        if feeder is not None and not feeder.threaded:
+            feeder.feed_while_waiting(self.ready, self.signals)
+        super().wait(timeout)
+
+
+class IMapIterator(stdlib.IMapIterator, Generic[T]):  # type: ignore[type-arg]
+    """Iterates over results in the order of the items (`multiprocessing.pool.IMapIterator`)."""
+
+    def __init__(self, dispatcher: Dispatcher, pool: object) -> None:
+        self._dispatcher = dispatcher
+        self._pool: Any = pool
+        self._ready: dict[int, tuple[int, Any]] = {}  # by unit
+        self._order: list[int] = []  # units in the order of arrival
+        self._next = 0  # results taken
+        self._length: int | None = None  # units in all, once known
+        self._failed: BaseException | None = None
+        self.signals: list[Settable] = []
+        self.job: BatchJob | None = None
+
+    def take(self, record: Record, records: deque[Record]) -> int | None:
+        job = self.job
+        assert job is not None
+        arrived = {}
+        for unit, status, payload in record.outcomes():
+            if status == Status.SKIPPED and unit in job.failures:
+                status, payload = Status.ERROR, job.failures[unit]
+            arrived[unit] = (status, payload)
+        mine, order = self._ready, self._order
+        units = tuple(arrived)
+        # commit
+        mine |= arrived
+        order += units
+        del records[0]
+        return None
+
+    def progress(self) -> None:
+        for signal in self.signals:
+            signal.set()
+
+    def finish(self) -> None:
+        assert self.job is not None
+        self._length = self.job.plan.ready
+        self._pool = None
+        self.progress()
+
+    def fail(self, error: BaseException) -> None:
+        self._failed = error
+        self._pool = None
+        self.progress()
+
+    def _turn(self) -> int | None:
+        """The unit whose result comes next, where it is there."""
+        return self._next if self._next in self._ready else None
+
+    def _has_news(self) -> bool:
+        return self._turn() is not None or self._next == self._length or self._failed is not None
+
+    def next(self, timeout: float | None = None) -> T:
+        """The next result; raises `pairpool.TimeoutError` where it is not there after `timeout` seconds."""
+        if not self._has_news():
+            self._dispatcher.wait(self._has_news, self.signals, timeout)
+        unit = self._turn()
+        if unit is None:
+            if self._next == self._length:
+                raise StopIteration from None
+            if self._failed is not None:
+                raise self._failed
+            raise errors.TimeoutError from None
+        succeeded, value = decode(self._dispatcher, *self._ready[unit])
+        following = self._next + 1
+        ready, order = self._ready, self._order
+        at = 0 if order[0] == unit else order.index(unit)
+        # commit: nothing is lost where an interrupt strikes before, nor told twice where it strikes after
+        del ready[unit]
+        del order[at]
+        self._next = following
+        if succeeded:
+            return value  # type: ignore[no-any-return]
+        raise value
+
+    __next__ = next
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def chained(self) -> Generator[Any, None, None]:
+        """Item by item where a result is a chunk of them."""
+        for chunk in self:
+            yield from chunk  # type: ignore[misc]
+
+
+class IMapUnorderedIterator(IMapIterator[T], stdlib.IMapUnorderedIterator):  # type: ignore[type-arg, misc]
+    """Iterates over results as they arrive (`multiprocessing.pool.IMapUnorderedIterator`)."""
+
+    def _turn(self) -> int | None:
+        return self._order[0] if self._order else None
+
+
+_conditions = allocate_lock()  # guards the making of any future's Condition against its finishing without one
+
+
+class Future(concurrent.futures.Future[T]):
+    """The result of one `submit` (`concurrent.futures.Future`).
+
+    A Condition is made only when somebody waits for it through the standard library; without one a future costs
+    a fifth. Once there is one, the standard library's own methods change the state.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, pool: object) -> None:
+        self._dispatcher = dispatcher
+        self._pool: Any = pool
+        self._made: threading.Condition | None = None
+        self._raw: tuple[int, Any] | None = None
+        self.signals: list[Settable] = []
+        self._state = "PENDING"
+        self._result: T | None = None
+        self._exception: BaseException | None = None
+        self._waiters: list[Any] = []
+        self._done_callbacks: list[Any] = []
+
+    @property
+    def _condition(self) -> threading.Condition:
+        made = self._made
+        if made is None:
+            made = threading.Condition()
+            with _conditions:  # operators only: no signal handler can enter again in between
+                if self._made is None:
+                    self._made = made
+                made = self._made
+        return made
+
+    # -- the dispatcher's side -------------------------------------------------------------------------------
+
+    def begin(self) -> bool:
+        """From now on it cannot be cancelled; False where it was."""
+        if self._state == "PENDING":
+            self._state = "RUNNING"
+        return self._state == "RUNNING"
+
+    def settle(self, status: int, payload: Any) -> None:
+        raw = (status, payload)
+        with _conditions:
+            if self._raw is None:
+                self._raw = raw
+            quiet = self._made is None
+            if quiet and (self._state == "PENDING" or self._state == "RUNNING"):
+                self._state = "FINISHED"
+        if quiet:
+            self._pool = None
+            for signal in self.signals:
+                signal.set()
+        elif self._state == "RUNNING" or self._state == "PENDING":
+            # Somebody waits through its Condition, or left callbacks: both may take time and run the user's code.
+            self._dispatcher.call_back(self._finish_aloud)
+
+    def _finish_aloud(self) -> None:
+        """On the callback thread."""
+        succeeded, value = self._decode()
+        try:
+            if succeeded:
+                self.set_result(value)
+            else:
+                self.set_exception(value)
+        except concurrent.futures.InvalidStateError:
+            pass  # cancelled, or told before
+        self._pool = None
+        for signal in self.signals:
+            signal.set()
+
+    # -- the caller's side -----------------------------------------------------------------------------------
+
+    def _decode(self) -> Outcome:
+        raw = self._raw
+        assert raw is not None
+        outcome: Outcome = self.__dict__.setdefault("_decoded", decode(self._dispatcher, *raw))
+        return outcome
+
+    def _load(self) -> None:
+        """Unpickles what came, where that has not been done."""
+        if self._raw is not None and self._result is None and self._exception is None:
+            succeeded, value = self._decode()
+            if succeeded:
+                self._result = value
+            else:
+                self._exception = value
+
+    def cancel(self) -> bool:
+        """As the standard library's: True where the call has not been handed to a worker, and never will be."""
+        cancelled = super().cancel()
+        if cancelled and self._state == "CANCELLED":
+            self.set_running_or_notify_cancel()
+        return cancelled
+
+    def result(self, timeout: float | None = None) -> T:
+        self._await(timeout)
+        try:
+            return super().result(0)
+        finally:
+            self = None  # type: ignore[assignment]  # no cycle through the traceback
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        self._await(timeout)
+        return super().exception(0)
+
+    def add_done_callback(self, fn: Callable[[concurrent.futures.Future[T]], object]) -> None:
+        if self._state == "FINISHED":
+            self._load()
+        super().add_done_callback(fn)
+
+    def _await(self, timeout: float | None) -> None:
+        if not self.done():
+            self._dispatcher.wait(self.done, self.signals, timeout)
+            if not self.done():
+                raise errors.TimeoutError
+        self._load()
+
+    def done(self) -> bool:
+        return self._state in ("FINISHED", "CANCELLED", "CANCELLED_AND_NOTIFIED")

@@ -1,0 +1,92 @@
+"""Fixtures of the whole suite: nothing is left behind, every start method, pools that end."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+import pairpool
+import pytest
+from holdings import Holdings, remains
+from tasks import Line
+
+START_METHODS = ("fork", "forkserver", "spawn")
+
+MakePool: TypeAlias = Callable[..., Any]
+
+_failed = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Iterator[None]:  # pragma: no branch
+    """Remember whether the test itself failed, for `no_leftovers`."""
+    report = yield
+    if report.when == "call":  # type: ignore[attr-defined]
+        item.stash[_failed] = report.failed  # type: ignore[attr-defined]
+    return report  # type: ignore[return-value]
+
+
+@pytest.fixture(autouse=True)
+def no_leftovers(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves a descriptor, thread, child process or shared mapping behind.
+
+    A test that failed is not asked: its traceback keeps its pools alive.
+    """
+    before = Holdings.now()
+    yield
+    if not request.node.stash.get(_failed, False):
+        left = remains(before)
+        assert left == [], "left behind by the test"
+
+
+@pytest.fixture(params=START_METHODS)
+def start_method(request: pytest.FixtureRequest) -> str:
+    """Each start method in turn."""
+    return str(request.param)
+
+
+def _pools_of(library: Any) -> Iterator[MakePool]:
+    pools: list[Any] = []
+
+    def make(*args: Any, start_method: str = "fork", **kwargs: Any) -> Any:
+        pool = library.get_context(start_method).Pool(*args, **kwargs)
+        pools.append(pool)
+        return pool
+
+    yield make
+    for pool in pools:
+        pool.terminate()
+        pool.join()
+
+
+@pytest.fixture
+def make_pool() -> Iterator[MakePool]:
+    """Make pools of ours (``start_method="fork"`` unless told) which end with the test."""
+    yield from _pools_of(pairpool)
+
+
+@pytest.fixture(params=["multiprocessing", "pairpool"])
+def make_either_pool(request: pytest.FixtureRequest) -> Iterator[MakePool]:
+    """Make pools of the standard library and of ours in turn.
+
+    For whatever is kept as it is in the standard library: the same test passing over both shows
+    that it asks for what the library does, and not for what we believe of it.
+    """
+    yield from _pools_of(multiprocessing if request.param == "multiprocessing" else pairpool)
+
+
+@pytest.fixture
+def make_line() -> Iterator[Callable[[], Line]]:
+    """Make lines to the tasks of a forked pool; they must exist before the pool does."""
+    lines: list[Line] = []
+
+    def make() -> Line:
+        lines.append(Line())
+        return lines[-1]
+
+    yield make
+    for line in lines:
+        line.close()

@@ -1,0 +1,189 @@
+"""CPython's own tests of its pools, unchanged, over ours.
+
+They come from the running interpreter's `test` package, and every class there that makes a pool
+is run: for each start method over processes, once over threads, and over a manager (whose server
+makes its pools in threads that are not the main one). A class that takes its pool from the
+attribute ``Pool`` is given ours there; one that calls ``multiprocessing.Pool`` or has a manager
+make it runs between `pairpool.install()` and `pairpool.uninstall()`.
+
+`SKIPPED` is all that is not run of them.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.dummy
+import multiprocessing.forkserver
+import multiprocessing.util
+import unittest
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pairpool
+import pytest
+from holdings import Holdings, remains
+
+START_METHODS = ("fork", "forkserver", "spawn")
+
+# Each test of CPython's that is not run, with the reason. At most three, ever.
+SKIPPED = {
+    "TestPoolNotLeakOnFailure.test_release_unused_processes": (
+        "gives Pool() a mock for a context, whose fourth Process fails to start, and counts the "
+        "mocks that stay alive; our workers are forked by the zygote and never made by "
+        "context.Process, so that the mock is not asked for any"
+    ),
+}
+
+cpython = pytest.importorskip("test._test_multiprocessing", reason="python without its tests")
+main_handling = pytest.importorskip("test.test_multiprocessing_main_handling")
+
+# CPython's tests start managers and processes of their own while threads of a pool are running.
+pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork.. may lead to deadlocks")
+
+
+class _Installed:
+    """Runs a class of CPython's tests with one start method, and with our pools in place."""
+
+    start_method = ""
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.method_before = multiprocessing.get_start_method(allow_none=True)
+        multiprocessing.set_start_method(cls.start_method, force=True)
+        pairpool.install()
+        super().setUpClass()  # type: ignore[misc]
+
+    @classmethod
+    def tearDownClass(cls) -> None:
+        super().tearDownClass()  # type: ignore[misc]
+        pairpool.uninstall()
+        multiprocessing.set_start_method(cls.method_before, force=True)
+
+
+class _Processes(cpython.ProcessesMixin):  # type: ignore[misc]
+    Pool = staticmethod(pairpool.Pool)
+
+
+class _Threads(cpython.ThreadsMixin):  # type: ignore[misc]
+    Pool = staticmethod(pairpool.ThreadPool)
+
+
+_POOL_TESTS: list[tuple[type, type | None]] = [
+    (cpython._TestPool, _Processes),
+    (cpython._TestPool, cpython.ManagerMixin),
+    (cpython._TestPoolWorkerErrors, _Processes),
+    (cpython._TestPoolWorkerLifetime, _Processes),
+    (cpython.TestPoolNotLeakOnFailure, None),
+]
+
+# Classes in which only these tests make a pool; the others would test CPython alone.
+_SINGLE_TESTS: dict[str, tuple[str, ...]] = {
+    "TestInitializers": ("test_pool_initializer",),
+    "TestStdinBadfiledescriptor": ("test_pool_in_process",),
+    "TestSyncManagerTypes": ("test_pool",),
+    "MiscTestCase": ("test_large_pool",),  # since 3.12
+}
+
+
+def _without_skipped(base: type) -> dict[str, Any]:
+    """Return the body of a class in which the tests of `base` named in `SKIPPED` are skipped."""
+    body: dict[str, Any] = {}
+    for name, reason in SKIPPED.items():
+        of, _, test = name.partition(".")
+        if of == base.__name__:
+            body[test] = unittest.skip(reason)(getattr(base, test))
+    return body
+
+
+def _only(base: type, tests: tuple[str, ...]) -> dict[str, None]:
+    """Return the body of a class in which only `tests` of `base` are left."""
+    return {name: None for name in dir(base) if name.startswith("test") and name not in tests}
+
+
+def _define(name: str, bases: tuple[type, ...], body: dict[str, Any]) -> None:
+    """Put a class of tests in this module, where workers can find it by its name."""
+    body = {**body, "__module__": __name__, "__qualname__": name}
+    globals()[name] = type(name, bases, body)
+
+
+def _define_tests(start_method: str) -> None:
+    title = start_method.capitalize()
+    here = {"start_method": start_method}
+    for base, mixin in _POOL_TESTS:
+        mixins = () if mixin is None else (mixin,)
+        over = "" if mixin is None else mixin.__name__.removeprefix("_").removesuffix("Mixin")
+        name = f"{title}{over}{base.__name__.removeprefix('_')}"
+        bases = (_Installed, base, *mixins, unittest.TestCase)
+        _define(name, bases, {**_without_skipped(base), **here})
+    for name, tests in _SINGLE_TESTS.items():
+        base = getattr(cpython, name)
+        if any(hasattr(base, test) for test in tests):
+            _define(f"{title}{name}", (_Installed, base), {**_only(base, tests), **here})
+
+
+for _method in START_METHODS:
+    _define_tests(_method)
+_define(
+    "ThreadsTestPool",
+    (cpython._TestPool, _Threads, unittest.TestCase),
+    {**_without_skipped(cpython._TestPool)},
+)
+
+
+class _MainHandling(main_handling.MultiProcessingCmdLineMixin):  # type: ignore[misc]
+    """Programs, packages and zip files as ``__main__``, whose pool comes from pairpool."""
+
+
+for _method in START_METHODS:
+    _define(
+        f"{_method.capitalize()}MainHandling",
+        (_MainHandling, unittest.TestCase),
+        {
+            "start_method": _method,
+            "main_in_children_source": main_handling.test_source
+            if _method == "fork"
+            else main_handling.test_source_main_skipped_in_children,
+        },
+    )
+
+
+@pytest.fixture(autouse=True)
+def pools_from_pairpool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let CPython's programs import their pool from pairpool."""
+    theirs = "from multiprocessing import Pool, set_start_method"
+    ours = "from multiprocessing import set_start_method\nfrom pairpool import Pool"
+
+    def writing_ours(write: Callable[..., Any]) -> Callable[..., Any]:
+        def write_ours(*args: Any) -> Any:
+            return write(*(a.replace(theirs, ours) if isinstance(a, str) else a for a in args))
+
+        return write_ours
+
+    assert theirs in main_handling.test_source, "CPython's programs import their pool otherwise"
+    for name in ("make_script", "make_zip_pkg"):
+        monkeypatch.setattr(main_handling, name, writing_ours(getattr(main_handling, name)))
+
+
+@pytest.fixture(autouse=True, scope="class")
+def no_leftovers() -> Iterator[None]:
+    """Fail a class that leaves anything behind; its tests share one pool, made before them."""
+    before = Holdings.now()
+    yield
+    assert remains(before) == [], "left behind by the class"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_preload() -> Iterator[None]:
+    """Start the fork server as CPython's tests do, and stop it with the last of them."""
+    multiprocessing.forkserver.set_forkserver_preload(cpython.PRELOAD)
+    yield
+    multiprocessing.forkserver.set_forkserver_preload(["__main__"])
+    multiprocessing.util._cleanup_tests()  # type: ignore[attr-defined]
+
+
+def test_at_most_three_tests_of_cpython_are_skipped() -> None:
+    """The list of what is skipped stays short, and names tests that exist."""
+    assert len(SKIPPED) <= 3
+    for name in SKIPPED:
+        base, _, test = name.partition(".")
+        assert hasattr(getattr(cpython, base), test), name

@@ -1,0 +1,223 @@
+"""Our pools against those of the standard library, call by call.
+
+Each cell of the table (face, chunksize, kind of callable, kind of items, fault) is done with both,
+and what the caller sees must be equal: values, their order, types and words of errors, causes,
+callbacks. `DIFFERENCES` lists every kind of cell in which it is not, what we do instead, and why.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pairpool
+import pytest
+from cells import CHUNKSIZES, FACES, FAULTS, ITEMS, MAKE_CALLABLE, MAKE_ITEMS, Cell, Outcome, observe_cell
+
+WORKERS = 2
+
+Reference = Callable[[Cell], Outcome]
+"""Return what the standard library makes of a cell."""
+
+BY_VALUE = {"lambda": "function", "closure": "function", "local class": "class"}
+STATEFUL = ("partial", "bound method", "callable object")
+LARGEST = max(size for size in CHUNKSIZES if size)
+SHARED = ("one dict", "sharers")
+MAPS = ("map", "map_async", "starmap", "starmap_async")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A kind of cell in which we differ from the standard library, on purpose."""
+
+    why: str
+    covers: Callable[[Cell], bool]
+    accepts: Callable[[Cell, Outcome, Reference], bool]
+    example: Cell
+    stdlib_hangs: bool = False
+
+
+def _like_a_named_callable(cell: Cell, ours: Outcome, reference: Reference) -> bool:
+    named = replace(cell, callable=BY_VALUE[cell.callable])
+    return agrees(named, ours, reference)
+
+
+def _like_an_error(cell: Cell, ours: Outcome, reference: Reference) -> bool:
+    """Accept what the library does for an ordinary error, but for the error's own words."""
+    expected = reference(replace(cell, fault="error within"))
+    return _without_words(ours) == _without_words(expected) and cell.fault in str(ours)
+
+
+def _without_words(outcome: Outcome) -> str:
+    results = [("error", each[0]) if _is_error(each) else each for each in outcome.results]
+    callbacks = [(name, "error" if name == "error_callback" else value) for name, value in outcome.callbacks]
+    return repr((results, callbacks))
+
+
+def _is_error(result: Any) -> bool:
+    return isinstance(result, tuple) and result[0] in ("call", "result")
+
+
+def _in_parts_of_chunks(cell: Cell, ours: Outcome, reference: Reference) -> bool:
+    """Accept that a default chunk came in parts, each with a state of its own."""
+    whole = reference(cell).results
+    apart = reference(replace(cell, chunksize=1)).results
+    return all(
+        own in (together, alone)
+        for own, together, alone in zip(*(each[0] for each in (ours.results, whole, apart)), strict=True)
+    )
+
+
+DIFFERENCES = {
+    "callables without a name": Difference(
+        why="the library cannot pickle lambdas, closures and local classes; we send them by value, "
+        "and they do what a function or class of a module does",
+        covers=lambda cell: cell.callable in BY_VALUE and not cell.items.startswith("empty"),
+        accepts=_like_a_named_callable,
+        example=Cell("map", None, "lambda", "ints"),
+    ),
+    "SystemExit and KeyboardInterrupt in a task": Difference(
+        why="the library loses the task with its worker and waits for ever; ours ends with the "
+        "error, as with any other",
+        covers=lambda cell: cell.fault in ("SystemExit", "KeyboardInterrupt"),
+        accepts=_like_an_error,
+        example=Cell("apply", None, "function", "ints", "SystemExit"),
+        stdlib_hangs=True,
+    ),
+    "errors that do not unpickle": Difference(
+        why="unpickling one kills the library's result thread, and everyone waits for ever; we try "
+        "it in the worker, and send the name and the words of an error that does not survive",
+        covers=lambda cell: cell.fault == "error that does not unpickle",
+        accepts=lambda cell, ours, reference: _like_an_error(
+            replace(cell, fault="Refusal"), ours, reference
+        ),
+        example=Cell("apply", None, "function", "ints", "error that does not unpickle"),
+        stdlib_hangs=True,
+    ),
+    "sized iterables that fail": Difference(
+        why="of an iterable with a length the library awaits as many chunks as the length promises, "
+        "for ever if it fails before the last; ours ends with the error in whatever chunk it comes",
+        covers=lambda cell: cell.fault == "sized iterable fails"
+        and cell.face in MAPS
+        and cell.chunksize != LARGEST,
+        accepts=lambda cell, ours, reference: ours == reference(replace(cell, chunksize=LARGEST)),
+        example=Cell("map", 1, "function", "ints", "sized iterable fails"),
+        stdlib_hangs=True,
+    ),
+    "StopIteration in a task of a map": Difference(
+        why="the library takes it for the end of the chunk and returns a shorter list, in which "
+        "results stand at the places of others; ours ends with the error",
+        covers=lambda cell: cell.fault == "StopIteration" and _in_chunks(cell),
+        accepts=_like_an_error,
+        example=Cell("map", 3, "function", "ints", "StopIteration"),
+    ),
+    "default chunks in parts": Difference(
+        why="a chunk that nobody asked for may be split to balance the work; its parts are pickled "
+        "apart, so that items and callables of one chunk may share no state",
+        covers=lambda cell: cell.face in MAPS
+        and cell.chunksize is None
+        and (cell.callable in STATEFUL or cell.items in SHARED),
+        accepts=_in_parts_of_chunks,
+        example=Cell("map", None, "function", "sharers"),
+    ),
+}
+
+
+def _in_chunks(cell: Cell) -> bool:
+    return cell.face in MAPS or (cell.face.startswith("imap") and cell.chunksize not in (None, 1))
+
+
+def agrees(cell: Cell, ours: Outcome, reference: Reference) -> bool:
+    """Return whether our outcome of a cell is the library's, or differs as it is listed."""
+    for difference in DIFFERENCES.values():
+        if difference.covers(cell):
+            return difference.accepts(cell, ours, reference)
+    return ours == reference(cell)
+
+
+def is_sensible(cell: Cell) -> bool:
+    """Return whether a cell asks for something, and for something that has one answer."""
+    if cell.face.startswith("apply"):
+        # Arguments are single objects: there is no iterable that could fail.
+        return cell.chunksize is None and "iterable" not in cell.fault
+    if cell.fault == "two errors":
+        # Of errors in different chunks the first to arrive is raised, whichever that is.
+        return not (cell.face in MAPS and cell.chunksize == 1)
+    return True
+
+
+@contextmanager
+def both_pools(start_method: str) -> Iterator[tuple[Any, Reference]]:
+    """Make a pool of ours and one of the library's; the latter answers as a reference."""
+    theirs = multiprocessing.get_context(start_method).Pool(WORKERS)
+    ours = pairpool.get_context(start_method).Pool(WORKERS)
+    try:
+        yield ours, lambda cell: observe_cell(theirs, cell)
+    finally:
+        for pool in (ours, theirs):
+            pool.terminate()
+            pool.join()
+
+
+def disagreements(start_method: str, cells: list[Cell]) -> list[str]:
+    """Return every cell in which we differ from the library otherwise than listed."""
+    found = []
+    with both_pools(start_method) as (pool, reference):
+        for cell in cells:
+            ours = observe_cell(pool, cell)
+            if not agrees(cell, ours, reference):
+                found.append(f"{cell}:\n    ours   {ours}\n    stdlib {_shown(cell, reference)}")
+        assert pool.map(abs, range(-ITEMS, 0)) == list(range(ITEMS, 0, -1)), "the pool still works"
+    return found
+
+
+def _shown(cell: Cell, reference: Reference) -> str:
+    hangs = any(each.stdlib_hangs and each.covers(cell) for each in DIFFERENCES.values())
+    return "waits for ever" if hangs else str(reference(cell))
+
+
+@pytest.mark.parametrize("kind", MAKE_CALLABLE)
+@pytest.mark.parametrize("face", FACES)
+def test_every_callable_sees_every_kind_of_items_alike(face: str, kind: str) -> None:
+    """Without faults, each callable gives on each kind of items what it gives in the library."""
+    cells = [Cell(face, size, kind, items) for size in CHUNKSIZES for items in MAKE_ITEMS]
+
+    assert disagreements("fork", [cell for cell in cells if is_sensible(cell)]) == []
+
+
+@pytest.mark.parametrize("kind", MAKE_CALLABLE)
+@pytest.mark.parametrize("face", FACES)
+def test_every_fault_ends_alike(face: str, kind: str) -> None:
+    """Each fault ends in the same results and errors as in the library, and harms nothing else."""
+    cells = [Cell(face, size, kind, "ints", fault) for size in CHUNKSIZES for fault in FAULTS]
+
+    assert disagreements("fork", [cell for cell in cells if is_sensible(cell)]) == []
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+@pytest.mark.parametrize("face", FACES)
+def test_started_otherwise_the_outcome_is_the_same(face: str, method: str) -> None:
+    """What holds for forked workers holds for those started afresh."""
+    kinds = ("function", "callable object", "closure")
+    contents = (("ints", "none"), ("sharers", "none"), ("ints", "error within"), ("generator", "iterable fails within"))
+    cells = [
+        Cell(face, size, kind, items, fault)
+        for size, kind, (items, fault) in itertools.product((None, 3), kinds, contents)
+    ]
+
+    assert disagreements(method, [cell for cell in cells if is_sensible(cell)]) == []
+
+
+@pytest.mark.parametrize("name", DIFFERENCES)
+def test_each_listed_difference_is_one(name: str) -> None:
+    """No difference stays on the list after it has gone."""
+    difference = DIFFERENCES[name]
+    assert difference.covers(difference.example)
+    if difference.stdlib_hangs:
+        return
+    with both_pools("fork") as (pool, reference):
+        assert observe_cell(pool, difference.example) != reference(difference.example)
