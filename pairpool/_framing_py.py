@@ -103,6 +103,7 @@ def _within(name: str, value: int, least: int, most: int) -> int:
 
 MESSAGE_LIMIT: Final = 32 * 1024  # bytes, header included; one message takes a sixth of the usual SO_SNDBUF
 READY_LIMIT: Final = 256  # descriptors told by one wait_ready(); the kernel begins with the others next time
+_LONGEST_POLL = 2_000_000.0  # seconds; epoll_wait() counts milliseconds in 31 bits
 
 # As many descriptors as the kernel lets one message carry (SCM_MAX_FD), and the sender's credentials.
 _ANCILLARY_SPACE = CMSG_SPACE(253 * array("i").itemsize) + CMSG_SPACE(struct.calcsize("3i"))
@@ -192,7 +193,9 @@ def wait_ready(epoll: select.epoll, spin: float, timeout: float | None, /) -> li
         if not monotonic() < deadline:
             break
         os.sched_yield()
-    events = epoll.poll(timeout if timeout is None else max(0.0, timeout), READY_LIMIT)
+    if timeout is not None:
+        timeout = min(max(0.0, timeout), _LONGEST_POLL)
+    events = epoll.poll(timeout, READY_LIMIT)
     return [descriptor for descriptor, _ in events]
 
 

@@ -8,25 +8,20 @@ list, say) is not kept: it is pickled for each call.
 from __future__ import annotations
 
 import dis
+import functools
 import sys
-from collections.abc import Callable, Iterable
-from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
-from typing import Any, Final, Protocol
+import weakref
+from collections.abc import Callable
+from operator import is_
+from types import CodeType, FunctionType, ModuleType
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from pairpool._by_value import SendingPickler
-from pairpool._fingerprint import (
-    ATOMS,
-    CachedFunction,
-    Likeness,
-    functions_of,
-    held_by,
-    in_main,
-    is_definition,
-    names_in,
-    weak_reference,
-)
+from pairpool._fingerprint import ATOMS, Likeness, held_by, in_main, is_definition, names_in, weak_reference
 from pairpool._ledger import Ledger, Need, binding_of
-from pairpool._namespaces import MISSING, Namespace, main_namespace
+from pairpool._namespaces import MISSING, main_namespace
+
+T = TypeVar("T")
 
 MOST_KEPT = 4096  # definitions; then all are dropped, and travel once more
 
@@ -42,14 +37,17 @@ class Guard(Protocol):
 class _ImportedGuard:
     """Of a callable which pickle finds in a module that can be imported."""
 
-    __slots__ = ("_name", "_namespace")
+    __slots__ = ("_module", "_path")
 
-    def __init__(self, namespace: Namespace, name: str) -> None:
-        self._namespace = namespace
-        self._name = name
+    def __init__(self, module: ModuleType, name: str) -> None:
+        self._module = module
+        self._path = name.split(".")
 
     def holds_for(self, function: Callable[..., Any]) -> bool:
-        return self._namespace.get(self._name) is function
+        found: Any = self._module
+        for step in self._path:
+            found = getattr(found, step, None)
+        return found is function
 
 
 class _MainGuard:
@@ -77,12 +75,8 @@ class _ValueGuard:
         self._functions = [_Makings(function) for function in pickler.functions]
         self._data = pickler.data
         main = main_namespace()
-        self._reach = ledger.reach(
-            name
-            for function in pickler.functions
-            if function.__globals__ is main
-            for name in names_in(function.__code__)
-        )
+        in_main = (function for function in pickler.functions if function.__globals__ is main)
+        self._reach = ledger.reach(name for function in in_main for name in names_in(function.__code__))
 
     def holds_for(self, function: Callable[..., Any]) -> bool:
         return (
@@ -105,20 +99,15 @@ class _Makings:
 
     def hold(self) -> bool:
         function = self._reference()
-        return (
-            function is not None
-            and self._likeness.holds_for(function)
-            and all(map(_is_same, self._held, _plain_values(function)))
-        )
+        if function is None or not self._likeness.holds_for(function):
+            return False
+        held = _plain_values(function)
+        return len(held) == len(self._held) and all(map(is_, held, self._held))
 
 
 def _plain_values(function: FunctionType) -> list[Any]:
-    """Return what a function holds; MISSING in the place of definitions, which are looked at by themselves."""
+    """Return what a function holds; definitions among it are looked at by themselves."""
     return [MISSING if is_definition(value) else value for value in held_by(function)]
-
-
-def _is_same(one: object, other: object) -> bool:
-    return one is other
 
 
 def _is_plain(function: FunctionType) -> bool:
@@ -137,28 +126,47 @@ def _rebinds_cells(code: CodeType) -> bool:
     )
 
 
-class KeptDefinitions:
-    """Definitions by callable."""
+class KeptDefinitions(Generic[T]):
+    """What was made of callables, by callable."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._entries: dict[int, tuple[Any, Guard, Any]] = {}
+        self._entries: dict[int, tuple[Callable[[], object], Guard, T]] = {}
 
-    def find(self, function: Callable[..., Any]) -> Any | None:
+    def find(self, function: Callable[..., Any]) -> T | None:
         """Return what was kept for this callable; None if there is nothing, or it is no longer right."""
         entry = self._entries.get(id(function))
         if entry is None:
             return None
-        reference, guard, definition = entry
-        # An id may belong to another object by now.
-        return definition if reference() is function and guard.holds_for(function) else None
+        reference, guard, kept = entry
+        # By now the id may be that of another object.
+        return kept if reference() is function and guard.holds_for(function) else None
 
-    def keep(self, function: Callable[..., Any], definition: Any, pickler: SendingPickler | None) -> None:
-        """Keep a definition for as long as its callable lives, if there is a way to guard it."""
-        guard = self._guard(function, pickler)
+    def keep(self, function: Callable[..., Any], made: T, pickler: SendingPickler | None, *, by_name: bool) -> None:
+        """Keep what was made of a callable for as long as it lives, if there is a way to guard it."""
+        guard = self._guard(function, pickler, by_name)
         if guard is None:
             return
         if len(self._entries) >= MOST_KEPT:
             self._entries.clear()
-        key = id(function)
-        self._entries[key] = weak_reference(function, lambda _: self._entries.pop(key, None)), guard, definition
+        forget = functools.partial(_forget, weakref.ref(self), id(function))
+        self._entries[id(function)] = weakref.ref(function, forget), guard, made
+
+    def _guard(self, function: Any, pickler: SendingPickler | None, by_name: bool) -> Guard | None:
+        if by_name and in_main(function):
+            binding = binding_of(function)
+            return None if binding is None else _MainGuard(self._ledger, binding, self._ledger.needs_of(binding))
+        if by_name:
+            module = sys.modules.get(str(function.__module__))
+            return None if module is None else _ImportedGuard(module, function.__qualname__)
+        if pickler is None or pickler.has_state or not all(map(_is_plain, pickler.functions)):
+            return None
+        if not all(type(value) in ATOMS for _, _, value in pickler.data):
+            return None
+        return _ValueGuard(self._ledger, pickler)
+
+
+def _forget(kept: weakref.ref[KeptDefinitions[Any]], key: int, _: object) -> None:
+    owner = kept()
+    if owner is not None:
+        owner._entries.pop(key, None)

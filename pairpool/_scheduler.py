@@ -10,7 +10,7 @@ have not been handed out) and the few ranges that came back.
 - **Work is pulled.** `choose()` names the next packet worth sending, `assign()` records it. A slot is
   given packets until it holds `DEPTH` nanoseconds of work by our estimate: deep enough that a slot does
   not run dry while the caller computes in Python and nobody refills it (two or three GIL switch intervals).
-- **Packets adapt.** A job begins with one unit a packet and doubles while packets take less than `TARGET`.
+- **Packets adapt.** A job begins with one unit a packet; they grow while they take less than `TARGET`.
 - **Nothing strands.** When a slot has nothing to do and nobody waits, the packets queued at another slot are
   recalled, and the tail of a packet that runs late is cut off. Both are safe because each packet, and each
   unit of one, is taken by exactly one of worker and parent (see _page.py and engines/local.py).
@@ -53,10 +53,13 @@ from pairpool._states import (
 )
 
 TARGET = 200_000  # ns a packet should take to run: long against its cost (~20 us), short against a wait
+SHORTEST = 30_000  # ns below which a packet is not made shorter only to share work out evenly
 DEPTH = 12_000_000  # ns of work a slot may hold: two or three GIL switch intervals (5 ms each)
 UNKNOWN_LOAD = DEPTH // 2  # ns assumed of the first packets of a job
 LATE = 1_000_000  # ns beyond twice its estimate after which a packet is looked at
 PATIENCE_LIMIT = 64_000_000  # ns, the longest time between two looks at one packet
+GROWTH = 8  # a packet that took less than TARGET lets the next of its job be so many times as large
+LEARNING = 2  # packets a slot, of a job whose packets still grow
 MAX_UNITS = 4096  # units a packet: what a worker's page can count claims for
 MAX_PACKETS = 64  # packets in flight a slot, so that a recall stays short
 CANDIDATES = 8  # waiting jobs looked at for one choice: the first few are refused only where slots are deep
@@ -185,16 +188,24 @@ class Scheduler:
     def _packet_units(self, job: Job) -> int:
         if not job.unit_ns:
             return 1
-        fair_share = job.waiting // (2 * len(self.slots)) if job.closed else MAX_UNITS
-        return max(1, min(job.grown, TARGET // job.unit_ns, fair_share))
+        fair_share = job.waiting // (len(self.slots) << job.closed)
+        return max(1, min(job.grown, TARGET // job.unit_ns, max(fair_share, SHORTEST // job.unit_ns)))
 
     def _roomiest(self, job: Job) -> Slot | None:
         """The slot with the least work that may be given a packet of `job` now."""
         best: Slot | None = None
         starting: Slot | None = None
         # A unit that alone fills a slot's depth is not queued behind others: it would only have to be recalled.
-        # Of a job that nothing is known of, as many packets as slots are sent, to learn from.
-        room = DEPTH - (job.unit_ns or UNKNOWN_LOAD) if job.unit_ns or job.in_flight < len(self.slots) else -1
+        room = DEPTH - (job.unit_ns or UNKNOWN_LOAD)
+        # While packets of this job still grow, few are sent ahead: the next ones will carry more.
+        if not job.unit_ns:
+            ahead = len(self.slots)
+        elif job.grown < TARGET // job.unit_ns:
+            ahead = LEARNING * len(self.slots)
+        else:
+            ahead = job.in_flight + 1
+        if job.in_flight >= ahead:
+            room = -1
         for slot in self.slots.values():
             state = slot.state
             if state is SlotState.IDLE:
@@ -271,7 +282,7 @@ class Scheduler:
         if done >= packet.count:
             grown = job.grown
             if ran_ns < TARGET:
-                grown = max(grown, min(2 * packet.count, MAX_UNITS))
+                grown = max(grown, min(GROWTH * packet.count, MAX_UNITS))
             self._settle(
                 packet, PacketEvent.FINISH, delivery, (), now, events, settled=fresh, unit_ns=unit_ns, grown=grown
             )

@@ -85,6 +85,9 @@ class Handlers(Protocol):
     def drain(self) -> None:
         """To be called after putting events; from any thread."""
 
+    def wait(self, ready: Callable[[], bool], watched: list[Settable], timeout: float | None = None) -> bool:
+        """Blocks until `ready()`; not to be called by the engine's own threads."""
+
     def engine_shut(self) -> None:
         """To be called when nothing of the engine is left."""
 

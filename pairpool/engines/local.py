@@ -28,8 +28,8 @@ Threads and locks
 - Disarmed means: some caller is between disarming and the arming in his `finally`, which no exception can skip (one C
   call, straight after operators).
 
-What may block: the I/O thread in the outer epoll; a pumping caller in the inner one; `start` until the workers are
-forked; the end of the I/O thread in `Zygote.close`.
+What may block: the I/O thread in the outer epoll; a pumping caller in the inner one; the end of the I/O thread in
+`Zygote.close`.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ import signal
 import socket
 import struct
 import threading
+from _thread import get_ident
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -66,23 +67,45 @@ ARMED = select.EPOLLIN | select.EPOLLONESHOT
 
 
 class Kick:
-    """Wakes whoever waits on an epoll; like a signal, setting it twice does no harm."""
+    """Wakes the thread that waits on an epoll; like a signal, setting it twice does no harm.
+
+    `waiter` is that thread, where it is known: one that sets its own kick is awake.
+    """
 
     def __init__(self) -> None:
+        self.waiter = 0
         self.descriptor = _descriptors.Descriptor(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         _descriptors.register(self.descriptor)
 
+    def close(self) -> None:
+        self.descriptor.close()
+
     def set(self) -> None:
+        if self.waiter == get_ident():
+            return
         try:
             os.eventfd_write(self.descriptor.fileno(), 1)
         except OSError:
-            pass  # closed: nobody waits any more. Full: it is set
+            pass  # closed: nobody waits any more. Full: it is set already
 
     def clear(self) -> None:
         try:
             os.eventfd_read(self.descriptor.fileno())
         except OSError:
             pass  # not set, or closed
+
+
+class Watch:
+    """The two epolls: `inner` has the workers' channels, `outer` has `inner` and all else."""
+
+    def __init__(self) -> None:
+        self.inner = select.epoll()
+        self.outer = select.epoll()
+        _descriptors.register(self)
+
+    def close(self) -> None:
+        self.inner.close()
+        self.outer.close()
 
 
 class WorkerHandle:
@@ -92,7 +115,7 @@ class WorkerHandle:
         self.slot = slot
         self.number = number
         self.name = ""
-        self.pid: int | None = None
+        self.known_pid: int | None = None  # once the zygote has told
         self.exitcode: int | None = None
         self._engine = engine
         self.pidfd: _descriptors.Descriptor | None = None
@@ -104,12 +127,18 @@ class WorkerHandle:
 
     def __repr__(self) -> str:
         state = "started" if self.exitcode is None else f"stopped exitcode={self.exitcode}"
-        return f"<{type(self).__name__} name={self.name!r} pid={self.pid} {state} daemon>"
+        return f"<{type(self).__name__} name={self.name!r} pid={self.known_pid} {state} daemon>"
 
     daemon = True
 
+    @property
+    def pid(self) -> int | None:
+        """Waits until the worker is forked, which takes a moment after `Pool()` has returned."""
+        self._engine.await_spawned(self)
+        return self.known_pid
+
     def is_alive(self) -> bool:
-        return self.pid is not None and self.exitcode is None
+        return self.exitcode is None
 
     def terminate(self) -> None:
         """Sends SIGTERM."""
@@ -120,6 +149,7 @@ class WorkerHandle:
         self._send_signal(signal.SIGKILL)
 
     def _send_signal(self, signum: int) -> None:
+        self._engine.await_spawned(self)
         pidfd = self.pidfd
         if pidfd is not None and self.exitcode is None:
             try:
@@ -133,7 +163,7 @@ class WorkerHandle:
         return (*ends, *self.page.descriptors)
 
     def spawned(self, reply: Spawned) -> None:
-        self.pid = reply.pid
+        self.known_pid = reply.pid
         self.name = reply.name
         self.pidfd = _descriptors.Descriptor(reply.pidfd)
         _descriptors.register(self.pidfd)
@@ -244,6 +274,7 @@ class LocalEngine:
         self._sleeps_until: int | None = None  # ns; None: for ever
         self._shutting = False
         self._finished = threading.Event()
+        self.signals: list[Settable] = []  # of those who wait for a worker to be forked
 
     # -- coming up (caller's thread, nothing else runs yet) ---------------------------------------------------
 
@@ -251,17 +282,13 @@ class LocalEngine:
         self.handlers = handlers
         self._zygote = Zygote.start(self._context, WorkerSetup(plan.initializer, plan.initargs))
         try:
-            for slot in slots:
-                self._open(slot)
-            self._await_spawned()
-            self._inner = select.epoll()
-            self._outer = select.epoll()
-            _descriptors.register(self._inner, self._outer)
+            self._watch_ends = Watch()
+            self._inner, self._outer = self._watch_ends.inner, self._watch_ends.outer
             self._pump_kick = Kick()
             self._wake_kick = Kick()
             self._inner.register(self._pump_kick.descriptor, select.EPOLLIN)
-            for handle in self._handles.values():
-                self._watch(handle)
+            for slot in slots:
+                self._open(slot)
             self._outer.register(self._inner, ARMED)
             for descriptor in (self._wake_kick.descriptor, self._zygote.channel, self._zygote.pidfd):
                 self._outer.register(descriptor, select.EPOLLIN)
@@ -272,22 +299,9 @@ class LocalEngine:
             self._close()
             raise
 
-    def _await_spawned(self) -> None:
-        """Waits until every worker asked for is forked (not until it is ready)."""
-        poll = select.poll()
-        poll.register(self._zygote.channel, select.POLLIN)
-        poll.register(self._zygote.pidfd, select.POLLIN)
-        while any(handle.pid is None for handle in self._handles.values()):
-            poll.poll()
-            for reply in self._zygote.replies():
-                if isinstance(reply, SpawnFailed):
-                    raise errors.PairpoolError(f"a worker could not be started: {reply.reason}")
-                if isinstance(reply, Spawned):
-                    self._handles[reply.slot].spawned(reply)
-                else:
-                    self._chores.append(partial(self._on_exited, reply))
-            if self._zygote.ended:
-                raise errors.PairpoolError("the pool's zygote ended before its workers were started")
+    def await_spawned(self, handle: WorkerHandle) -> None:
+        """Waits until a worker asked for is forked, or has failed to be."""
+        self.handlers.wait(lambda: handle.known_pid is not None or handle.exitcode is not None, self.signals)
 
     def _after_fork_in_child(self) -> None:
         self.handlers.forked = True
@@ -385,11 +399,12 @@ class LocalEngine:
             return False
         deadline = Deadline(timeout)
         inner, kick = self._inner, self._pump_kick
-        modify = self._outer.modify
+        modify, me = self._outer.modify, get_ident()
         watched.append(kick)
         try:
             try:
                 self._pumpers += 1
+                kick.waiter = me
                 modify(inner, 0)
                 while not ready() and not self._shutting:
                     self._receive(_framing.wait_ready(inner, SPIN, self._patience(deadline)))
@@ -399,6 +414,7 @@ class LocalEngine:
             finally:
                 # Operators and one C call: no exception can come between, so the I/O thread is on watch again.
                 self._pumpers -= 1
+                kick.waiter = 0
                 modify(inner, ARMED)
         except ValueError:
             if not self._shutting:
@@ -476,7 +492,8 @@ class LocalEngine:
                 continue
             if isinstance(reply, Spawned):
                 handle.spawned(reply)
-                self._watch(handle)
+                for signal_ in self.signals:
+                    signal_.set()
             elif isinstance(reply, Exited):
                 self._on_exited(reply)
             else:
@@ -501,7 +518,7 @@ class LocalEngine:
         kept = handle.page.take_tail(mark.packet, _framing.UNIT_LIMIT)
         if kept < _framing.UNIT_LIMIT:
             events.append((handlers.on_cut, (mark.packet, kept)))
-        end = SlotEnd(handle.slot, handle.pid, exitcode, mark.packet if running else None, mark.offset)
+        end = SlotEnd(handle.slot, handle.known_pid, exitcode, mark.packet if running else None, mark.offset)
         events.append((handlers.on_down, end))
         events.append((self._bury, handle))
         handlers.drain()
@@ -543,6 +560,7 @@ class LocalEngine:
         handle = WorkerHandle(self, slot, next(process._process_counter))  # type: ignore[attr-defined]
         self._handles[slot] = handle
         self._zygote.spawn(slot, handle.number, handle.descriptors())
+        self._watch(handle)
 
     def _watch(self, handle: WorkerHandle) -> None:
         self._by_descriptor[handle.tasks.fileno()] = handle
@@ -573,9 +591,7 @@ class LocalEngine:
         for handle in list(self._handles.values()):
             handle.close()
         self._handles.clear()
-        for owner in ("_inner", "_outer", "_pump_kick", "_wake_kick"):
+        for owner in ("_watch_ends", "_pump_kick", "_wake_kick"):
             owned = getattr(self, owner, None)
-            if isinstance(owned, Kick):
-                owned.descriptor.close()
-            elif owned is not None:
+            if owned is not None:
                 owned.close()

@@ -19,10 +19,12 @@ LONGEST = 150e-6  # seconds from the start of an attempt to its interrupt
 
 
 def interrupt(*_: object) -> None:
+    """Raise what Ctrl-C raises."""
     raise KeyboardInterrupt
 
 
 def main(twin: Any) -> None:
+    """Send and receive every message, whatever comes in between."""
     ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
     outgoing = deque((ours, twin.pack(1, number, []), ()) for number in range(MESSAGES))
     arrivals: deque[tuple[int, Any]] = deque()
@@ -42,6 +44,8 @@ def main(twin: Any) -> None:
             interrupts += 1
     assert not outgoing
     assert {tag for tag, _ in arrivals} == {7}
+    ours.close()
+    theirs.close()
     assert [twin.unpack(raw[0])[1] for _, raw in arrivals] == list(range(MESSAGES))
     print(interrupts)
 

@@ -1,0 +1,246 @@
+"""The messages, and that the twins are twins."""
+
+from __future__ import annotations
+
+import array
+import inspect
+import pickle
+import struct
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from pairpool import _framing
+from pairpool.errors import FramingError
+from twins import PAIRS, TWINS, needs_c
+
+HEADER = struct.Struct("<4sBBHQI")
+FUNCTIONS = ["await_message", "flush", "pack", "receive", "unpack", "wait_ready"]
+PRIMITIVES = ["page_begin", "page_claim", "page_take"]
+CONSTANTS = ["MESSAGE_LIMIT", "READY_LIMIT", "UNIT_LIMIT"]
+
+kinds = st.integers(0, 0xFF)
+idents = st.integers(0, 0xFFFF_FFFF_FFFF_FFFF)
+buffer_lists = st.lists(st.binary(max_size=200), max_size=8)
+pairs_of_twins = pytest.mark.parametrize(("writer", "reader"), PAIRS)
+
+
+def unpacked(twin: ModuleType, message: Any) -> tuple[Any, ...]:
+    """Return what unpack() returns or, if it raises, the error's type and words."""
+    try:
+        value: tuple[Any, ...] = twin.unpack(message)
+    except Exception as error:
+        return type(error), str(error)
+    return value
+
+
+# --- Messages ---------------------------------------------------------------------------------------------
+
+
+@pairs_of_twins
+@given(kind=kinds, ident=idents, buffers=buffer_lists)
+@example(kind=0, ident=0, buffers=[])
+@example(kind=255, ident=2**64 - 1, buffers=[b"", b"x" * 40_000, b""])
+def test_what_one_twin_packs_the_other_unpacks(
+    writer: ModuleType, reader: ModuleType, kind: int, ident: int, buffers: list[bytes]
+) -> None:
+    """A message unpacked gives what was packed, whichever twin did which."""
+    assert reader.unpack(writer.pack(kind, ident, buffers)) == (kind, ident, buffers)
+
+
+@needs_c
+@given(kind=kinds, ident=idents, buffers=buffer_lists)
+def test_twins_pack_the_same_bytes(kind: int, ident: int, buffers: list[bytes]) -> None:
+    """A message is the same, byte for byte, whichever twin packed it."""
+    assert TWINS["c"].pack(kind, ident, buffers) == TWINS["python"].pack(kind, ident, buffers)
+
+
+def test_layout_is_as_documented(twin: ModuleType) -> None:
+    """The bytes of a message are those that the documentation of `_framing` gives."""
+    message = twin.pack(3, 0x0102030405060708, [b"abc", b"", b"z"])
+
+    assert message.hex(" ", 4).split() == [
+        b"pair".hex(), "01030000", "08070605", "04030201", "03000000",
+        "03000000", "00000000", "00000000", "00000000", "01000000", "00000000",
+        b"abcz".hex(),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "buffer",
+    [
+        b"\x01\x02\x03\x04",
+        bytearray(b"\x01\x02\x03\x04"),
+        memoryview(b"\x01\x02\x03\x04"),
+        array.array("H", [0x0201, 0x0403]),
+        memoryview(array.array("H", [0x0201, 0x0403])),
+        memoryview(b"\x01\x02\x03\x04").cast("B", (2, 2)),
+        pickle.PickleBuffer(b"\x01\x02\x03\x04"),
+    ],
+    ids=lambda buffer: type(buffer).__name__,
+)
+def test_any_contiguous_buffer_is_packed(twin: ModuleType, buffer: Any) -> None:
+    """A buffer may be any object with the buffer protocol, of any item size and shape."""
+    assert twin.unpack(twin.pack(1, 2, [buffer]))[2] == [b"\x01\x02\x03\x04"]
+
+
+def test_buffers_may_come_from_any_iterable(twin: ModuleType) -> None:
+    """The buffers may be a list, a tuple or an iterator."""
+    expected = twin.pack(1, 2, [b"a", b"b"])
+
+    assert [twin.pack(1, 2, (b"a", b"b")), twin.pack(1, 2, iter([b"a", b"b"]))] == [expected, expected]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ((256, 0, []), ValueError, "kind must be between 0 and 255"),
+        ((-1, 0, []), ValueError, "kind must be between 0 and 255"),
+        ((2**70, 0, []), ValueError, "kind must be between 0 and 255"),
+        ((0, 2**64, []), ValueError, "ident must be between 0 and 18446744073709551615"),
+        ((0, -1, []), ValueError, "ident must be between 0 and 18446744073709551615"),
+        ((0.0, 0, []), TypeError, "'float' object cannot be interpreted as an integer"),
+        ((0, "1", []), TypeError, "'str' object cannot be interpreted as an integer"),
+        ((0, 0, 1), TypeError, "'int' object is not iterable"),
+        ((0, 0, ["text"]), TypeError, "a bytes-like object is required, not 'str'"),
+        ((0, 0, [b"good", memoryview(b"abcd")[::2]]), BufferError, "C-contiguous"),
+    ],
+)
+def test_pack_refuses_what_fits_no_message(
+    twin: ModuleType, arguments: tuple[Any, ...], error: type[Exception], words: str
+) -> None:
+    """Whatever cannot be packed raises what it deserves, in the same words from both twins."""
+    with pytest.raises(error, match=words):
+        twin.pack(*arguments)
+
+
+def test_pack_releases_every_buffer(twin: ModuleType) -> None:
+    """A buffer can be resized after it was packed, and after packing it failed."""
+    buffer = bytearray(b"abc")
+    twin.pack(1, 2, [buffer])
+    with pytest.raises(TypeError):
+        twin.pack(1, 2, [buffer, "text"])
+
+    buffer.append(0)
+
+    assert buffer == b"abc\x00"
+
+
+def test_buffers_are_views_into_the_message(twin: ModuleType) -> None:
+    """Unpacking copies nothing, and the views keep the message alive."""
+    message = twin.pack(1, 2, [b"abc", b"de"])
+
+    assert [view.obj for view in twin.unpack(message)[2]] == [message, message]
+
+
+@pytest.mark.parametrize("wrap", [bytes, bytearray, memoryview, lambda message: array.array("B", message)])
+def test_unpack_takes_any_buffer(twin: ModuleType, wrap: Callable[[bytes], Any]) -> None:
+    """A message may be any object with the buffer protocol."""
+    assert twin.unpack(wrap(twin.pack(7, 8, [b"abc"]))) == (7, 8, [b"abc"])
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (b"", "shorter than a header"),
+        (HEADER.pack(b"pair", 1, 0, 0, 0, 0)[:-1], "shorter than a header"),
+        (HEADER.pack(b"pear", 1, 0, 0, 0, 0), "wrong magic"),
+        (HEADER.pack(b"pair", 2, 0, 0, 0, 0), "unknown version"),
+        (HEADER.pack(b"pair", 1, 0, 1, 0, 0), "unknown flags"),
+        (HEADER.pack(b"pair", 1, 0, 0x8000, 0, 0), "unknown flags"),
+        (HEADER.pack(b"pair", 1, 0, 0, 0, 1), "lengths cut off"),
+        (HEADER.pack(b"pair", 1, 0, 0, 0, 0xFFFF_FFFF) + b"x" * 100, "lengths cut off"),
+        (HEADER.pack(b"pair", 1, 0, 0, 0, 0) + b"x", "lengths do not add up"),
+        (HEADER.pack(b"pair", 1, 0, 0, 0, 1) + struct.pack("<Q", 2) + b"x", "lengths do not add up"),
+        (HEADER.pack(b"pair", 1, 0, 0, 0, 1) + struct.pack("<Q", 1) + b"xy", "lengths do not add up"),
+        (HEADER.pack(b"pair", 1, 0, 0, 0, 2) + struct.pack("<2Q", 2**64 - 1, 2), "lengths do not add up"),
+    ],
+)
+def test_unpack_refuses_what_is_malformed(twin: ModuleType, message: bytes, reason: str) -> None:
+    """Each way to be malformed is a FramingError that names it."""
+    with pytest.raises(FramingError) as caught:
+        twin.unpack(message)
+
+    assert str(caught.value) == f"malformed message of {len(message)} bytes: {reason}"
+
+
+@given(message=st.binary(max_size=200))
+def test_any_bytes_are_a_message_or_a_framing_error(message: bytes) -> None:
+    """Bytes unpack or raise FramingError, the same in both twins."""
+    outcomes = [unpacked(twin, message) for twin in TWINS.values()]
+
+    assert outcomes[0][0] is FramingError or len(outcomes[0]) == 3
+    assert outcomes == outcomes[:1] * len(TWINS)
+
+
+@given(data=st.data(), buffers=buffer_lists)
+def test_a_damaged_message_is_a_message_or_a_framing_error(data: st.DataObject, buffers: list[bytes]) -> None:
+    """A message with a byte changed, cut off or added unpacks or raises FramingError, alike in both twins."""
+    message = bytearray(TWINS["python"].pack(1, 2, buffers))
+    at = data.draw(st.integers(0, len(message) - 1))
+    damage = data.draw(st.binary(max_size=3))
+    message[at : at + data.draw(st.integers(0, 3))] = damage
+
+    outcomes = [unpacked(twin, message) for twin in TWINS.values()]
+
+    assert outcomes[0][0] is FramingError or len(outcomes[0]) == 3
+    assert outcomes == outcomes[:1] * len(TWINS)
+
+
+# --- The twins --------------------------------------------------------------------------------------------
+
+
+@needs_c
+@pytest.mark.parametrize("name", FUNCTIONS + PRIMITIVES)
+def test_twins_have_the_same_signatures(name: str) -> None:
+    """A function of the C twin is called as that of the Python twin is."""
+    ours, theirs = (inspect.signature(getattr(twin, name)) for twin in (TWINS["python"], TWINS["c"]))
+
+    assert list(ours.parameters) == list(theirs.parameters)
+    assert [p.kind for p in ours.parameters.values()] == [p.kind for p in theirs.parameters.values()]
+
+
+@needs_c
+@pytest.mark.parametrize("name", FUNCTIONS + PRIMITIVES)
+def test_twins_refuse_a_wrong_number_of_arguments(name: str) -> None:
+    """Too few and too many arguments are a TypeError from both twins."""
+    right = len(inspect.signature(getattr(TWINS["python"], name)).parameters)
+    for twin in TWINS.values():
+        for number in (0, right - 1, right + 1):
+            with pytest.raises(TypeError):
+                getattr(twin, name)(*[None] * number)
+
+
+@needs_c
+def test_twins_have_the_same_constants() -> None:
+    """What both sides of a channel must agree on is the same in both twins."""
+    assert [getattr(TWINS["c"], name) for name in CONSTANTS] == [
+        getattr(TWINS["python"], name) for name in CONSTANTS
+    ]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS + PRIMITIVES)
+def test_each_function_comes_from_the_module_it_claims(twin: ModuleType, name: str) -> None:
+    """No twin borrows a function of the other."""
+    function = getattr(twin, name)
+
+    assert function.__module__ == twin.__name__
+    assert inspect.isbuiltin(function) == twin.__name__.endswith("_c")
+
+
+def test_the_c_twin_has_nothing_that_the_python_twin_lacks(twin: ModuleType) -> None:
+    """Every public name of a twin is one of the shared functions and constants, or of the Python twin."""
+    public = {name for name in vars(twin) if not name.startswith("_")}
+
+    assert public <= set(vars(TWINS["python"]))
+    assert {*FUNCTIONS, *PRIMITIVES, *CONSTANTS} <= public
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_framing_offers_the_twin_it_names(name: str) -> None:
+    """`_framing` hands out the functions of the twin that TWIN names."""
+    assert getattr(_framing, name) is getattr(TWINS[_framing.TWIN], name)
