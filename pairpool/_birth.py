@@ -37,6 +37,7 @@ class Birth:
     def __init__(self, caller: Caller, setup: WorkerSetup) -> None:
         self.caller = caller
         self.setup = setup
+        self.pids: list[int] = []  # of the zygote, once there is one
         self.deadman = Deadman()
         self.parent_pidfd = Descriptor(os.pidfd_open(caller.pid))
         self.parent_end, self.zygote_end = _orders.socketpair()
@@ -49,34 +50,31 @@ class Birth:
         self.deadman.close_worker_end()
 
     def abandon(self) -> None:
-        """Let go of a zygote that could not be started, or of which nobody shall know."""
-        self.deadman.close()
+        """Undo what was done, after an exception."""
+        self.deadman.close()  # kills a zygote that there is
         self.parent_end.close()
+        for pid in self.pids:
+            try:
+                os.waitpid(pid, 0)
+            except ChildProcessError:
+                pass  # the child of a forkserver
 
 
-def _start_by_fork(birth: Birth) -> tuple[int, Descriptor]:
-    """Fork the zygote from the caller; return its pid and pidfd."""
+def _start_by_fork(birth: Birth) -> None:
+    """Fork the zygote from the caller."""
     util._flush_std_streams()  # type: ignore[attr-defined]
-    spared = (birth.deadman, birth.parent_pidfd, birth.zygote_end)
-    forked: list[int] = []
     # Else a handler of the user's could run in the zygote before that has shut signals out.
     mask = shut_out_signals()
     try:
-        with _descriptors.spare(*spared):
-            # Forked and recorded in one step: another thread may take a signal whose handler
-            # raises here.
-            forked += starmap(os.fork, ((),))
-            if forked[0] == 0:
+        with _descriptors.spare(birth.deadman, birth.parent_pidfd, birth.zygote_end):
+            # Forked and recorded in one step, which no exception can split: another thread may
+            # take a signal whose handler raises here.
+            birth.pids += starmap(os.fork, ((),))
+            if birth.pids[0] == 0:
                 _be_forked(birth, mask)
-        return forked[0], Descriptor(os.pidfd_open(forked[0]))
-    except BaseException:
-        if forked:
-            if forked[0] == 0:
-                os._exit(1)
-            birth.deadman.close()
-            os.waitpid(forked[0], 0)
-        raise
     finally:
+        if birth.pids == [0]:
+            os._exit(1)  # the zygote failed before it began; never into the caller's frames
         let_in_signals(mask)
 
 
@@ -102,7 +100,9 @@ class _ZygoteProcess(UncountedProcess):
         super().__init__("PairpoolZygote", (), caller.config, caller.pid, caller.name)
         self._caller = caller
         self._setup = birth.setup
-        self._handed = Handed((birth.zygote_end.fileno(), birth.deadman.worker_end, birth.parent_pidfd.fileno()))
+        self._handed = Handed(
+            (birth.zygote_end.fileno(), birth.deadman.worker_end, birth.parent_pidfd.fileno())
+        )
 
     def run(self) -> None:
         """Be the zygote."""
@@ -118,18 +118,16 @@ class _SpawnZygote(_ZygoteProcess, SpawnProcess): ...
 class _ForkServerZygote(_ZygoteProcess, ForkServerProcess): ...
 
 
-def _start_by_process(process: _ZygoteProcess) -> tuple[int, Descriptor]:
-    """Have multiprocessing start the zygote; return its pid and pidfd."""
+def _start_by_process(birth: Birth, process: _ZygoteProcess) -> None:
+    """Have multiprocessing start the zygote."""
     # What start() does, but for entering it in the list of children.
     popen = process._Popen(process)  # type: ignore[attr-defined]
-    try:
-        return popen.pid, Descriptor(os.pidfd_open(popen.pid))
-    finally:
-        popen.close()
+    birth.pids += (popen.pid,)
+    popen.close()
 
 
-STARTERS: dict[str, Callable[[Birth], tuple[int, Descriptor]]] = {
+STARTERS: dict[str, Callable[[Birth], None]] = {
     "fork": _start_by_fork,
-    "spawn": lambda birth: _start_by_process(_SpawnZygote(birth)),
-    "forkserver": lambda birth: _start_by_process(_ForkServerZygote(birth)),
+    "spawn": lambda birth: _start_by_process(birth, _SpawnZygote(birth)),
+    "forkserver": lambda birth: _start_by_process(birth, _ForkServerZygote(birth)),
 }

@@ -23,23 +23,22 @@ import logging
 import pickle
 import types
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from types import FunctionType
 from typing import Any, Final
 
 from cloudpickle import cloudpickle
 
-from pairpool._fingerprint import ATOMS, CachedFunction, Definition, in_main, is_definition
+from pairpool._fingerprint import ATOMS, CachedFunction, Definition, in_main, is_definition, is_found_by_name
 from pairpool._ledger import Ledger, Need, binding_of
 from pairpool._namespaces import MAIN_NAMES, Namespace, home_of, namespace, plant
+from pairpool._passing import Collector, Reducer, extra_reducers
 
 PROTOCOL: Final = 5
 SUPPORTED_CLOUDPICKLE: Final = "cloudpickle>=3.1,<4"
 
 Reduced = Any
 """What a reducer returns."""
-
-Reducers = Mapping[type, Callable[[Any], Reduced]]
 
 _IDENTITY_OF_MODULE: Final = ("__package__", "__name__", "__path__", "__file__")
 
@@ -82,13 +81,21 @@ _DATA: Final = frozenset(
         for view in (mapping.keys(), mapping.values(), mapping.items())
     )
 )
-PARTS_OF_DEFINITIONS: Final[Reducers] = {
+PARTS_OF_DEFINITIONS: Final[dict[type, Reducer]] = {
     kind: reducer for kind, reducer in cloudpickle.Pickler.dispatch_table.maps[0].items() if kind not in _DATA
+}
+
+CLASS_MAKERS: Final = {
+    # What makes dynamic classes, and which of its arguments is cloudpickle's tracking number.
+    cloudpickle._make_skeleton_class: 4,
+    cloudpickle._make_skeleton_enum: 5,
 }
 
 
 def is_importable(definition: Definition) -> bool:
     """Tell whether a function or class that is not of the main module is found by its name."""
+    if isinstance(definition, CachedFunction):  # cloudpickle knows nothing of these
+        return is_found_by_name(definition)
     return bool(cloudpickle._should_pickle_by_reference(definition))
 
 
@@ -98,9 +105,10 @@ class DefinitionPickler(pickle.Pickler):
     One method sees every object that is not of a basic type, before any table of reducers.
     """
 
-    def __init__(self, file: Any, reducers: Reducers) -> None:
+    def __init__(self, file: Any) -> None:
         super().__init__(file, PROTOCOL)
-        self.dispatch_table = {**copyreg.dispatch_table, **PARTS_OF_DEFINITIONS, **reducers}
+        self.dispatch_table = {**copyreg.dispatch_table, **PARTS_OF_DEFINITIONS}
+        self._registered = extra_reducers()
         self._anonymous: dict[int, Namespace] = {}
 
     def stays_named(self, definition: Definition) -> bool:
@@ -115,6 +123,10 @@ class DefinitionPickler(pickle.Pickler):
         """Return what finishes a function where it arrives."""
         raise NotImplementedError
 
+    def reduce_registered(self, reducer: Reducer, obj: object) -> Reduced:
+        """Reduce an object with what is registered for it with `multiprocessing.reduction`."""
+        return reducer(obj)
+
     def reducer_override(self, obj: Any) -> Reduced:
         kind = type(obj)
         if kind is FunctionType:
@@ -123,7 +135,8 @@ class DefinitionPickler(pickle.Pickler):
             return NotImplemented if self.stays_named(obj) else reduce_cached_function(obj)
         if issubclass(kind, type) and kind not in self.dispatch_table:
             return NotImplemented if self.stays_named(obj) else self.reduce_class(obj)
-        return NotImplemented
+        reducer = self._registered.get(kind)
+        return NotImplemented if reducer is None else self.reduce_registered(reducer, obj)
 
     def reduce_class(self, cls: type) -> Reduced:
         return cloudpickle._class_reduce(cls) if not in_main(cls) else cloudpickle._dynamic_class_reduce(cls)
@@ -160,10 +173,10 @@ class SendingPickler(DefinitionPickler):
     """
 
     def __init__(
-        self, file: Any, reducers: Reducers, ledger: Ledger, *, fallback: bool = False, cautious: bool = False
+        self, file: Any, ledger: Ledger, collector: Collector, *, fallback: bool = False, cautious: bool = False
     ) -> None:
         """`cautious`: data of functions that cannot be pickled is left out, and stays a need."""
-        super().__init__(file, reducers)
+        super().__init__(file)
         self.needs: dict[Need, None] = {}
         self.by_value: set[str] = set()  # bindings
         self.functions: list[FunctionType] = []  # that went by value
@@ -171,6 +184,7 @@ class SendingPickler(DefinitionPickler):
         self.has_state = False  # a class by value, or globals of no module: may change unseen
         self.met_main = False
         self._ledger = ledger
+        self._collector = collector
         self._fallback = fallback
         self._cautious = cautious
 
@@ -187,8 +201,12 @@ class SendingPickler(DefinitionPickler):
         return super().reduce_function(function)
 
     def reduce_class(self, cls: type) -> Reduced:
-        self.has_state = True
-        return super().reduce_class(cls)
+        reduced = super().reduce_class(cls)
+        self.has_state |= reduced is not NotImplemented and reduced[0] in CLASS_MAKERS
+        return reduced
+
+    def reduce_registered(self, reducer: Reducer, obj: object) -> Reduced:
+        return self._collector.reduce(reducer, obj)
 
     def globals_to_bring(self, home: str, names: Namespace) -> tuple[Namespace, Namespace]:
         definitions, data = {}, {}
@@ -234,7 +252,7 @@ class SendingPickler(DefinitionPickler):
 
     def _can_pickle(self, value: Any) -> bool:
         try:
-            _ShallowPickler(io.BytesIO(), self.dispatch_table, self._ledger, fallback=True).dump(value)
+            _ShallowPickler(io.BytesIO(), self._ledger, self._collector, fallback=True).dump(value)
         except Exception:
             return False
         return True

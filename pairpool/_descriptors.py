@@ -83,7 +83,9 @@ class Descriptor:
 
 
 _numbers: set[int] = set()
-_owners: weakref.WeakSet[Owner] = weakref.WeakSet()
+# Not a WeakSet: removing itself from a set is one step in C for a reference, and the hook, which
+# each fork of a worker runs, copies fewer pages.
+_owners: set[weakref.ref[Owner]] = set()
 _callbacks: list[weakref.ref[Callable[[], object]]] = []
 
 # What the fork that a thread is about to make leaves open, by that thread's identity (which the
@@ -100,7 +102,7 @@ def register(*items: int | Owner) -> None:
         if isinstance(item, int):
             _numbers.add(item)
         else:
-            _owners.add(item)
+            _owners.add(weakref.ref(item, _owners.discard))
 
 
 def unregister(*items: int | Owner) -> None:
@@ -109,7 +111,7 @@ def unregister(*items: int | Owner) -> None:
         if isinstance(item, int):
             _numbers.discard(item)
         else:
-            _owners.discard(item)
+            _owners.discard(weakref.ref(item))
 
 
 def close(*items: int | Owner) -> None:
@@ -146,14 +148,10 @@ def call_after_fork_in_child(callback: Callable[[], object]) -> None:
     must take no lock, because whoever held it in the parent does not exist in the child.
     """
     _hook_forks()
-    reference: weakref.ref[Any]
-    if hasattr(callback, "__self__"):
-        reference = weakref.WeakMethod(callback)
-    else:
-        reference = weakref.ref(callback)
+    hold: Any = weakref.WeakMethod if hasattr(callback, "__self__") else weakref.ref
     # A new list, so that a fork in the midst of this sees the old or the new one.
     global _callbacks
-    _callbacks = [known for known in _callbacks if known() is not None] + [reference]
+    _callbacks = [known for known in _callbacks if known() is not None] + [hold(callback)]
 
 
 def _hook_forks() -> None:
@@ -167,9 +165,9 @@ def _hook_forks() -> None:
 def _after_fork_in_child() -> None:
     spared = _spared.pop(threading.get_ident(), ())
     _spared.clear()
-    items: list[int | Owner] = [*_numbers, *_owners]
+    items: list[int | Owner | None] = [*_numbers, *[reference() for reference in _owners]]
     for item in items:
-        if item in spared:
+        if item is None or item in spared:
             continue
         try:
             close(item)

@@ -102,8 +102,9 @@ class Dispatcher:
         while self.scheduler.maintain(size):
             pass
         self.scheduler.actions.clear()  # the first workers are not opened one by one
-        for slot in self.scheduler.slots:
-            self._known[slot] = set()
+        for slot in self.scheduler.slots.values():
+            self._known[slot.ident] = set()
+            self.scheduler.opened(slot, None)
         engine.start(self, plan, tuple(self.scheduler.slots))
         self._callback_thread = threading.Thread(target=self._run_callbacks, name="pairpool-callbacks", daemon=True)
         self._callback_thread.start()
@@ -388,6 +389,15 @@ class Dispatcher:
             return
         self.scheduler.cut(packet, kept, time.monotonic_ns(), self.events)
 
+    def on_open(self, ident: int) -> None:
+        slot = self.scheduler.slots.get(ident)
+        if slot is None or slot.state not in ("asked", "retiring"):
+            del self.events[0]
+            return
+        if slot.state == "retiring" and not slot.packets:
+            self.engine.stop(ident)  # it was to stop before there was a way to tell it
+        self.scheduler.opened(slot, self.events)
+
     def on_up(self, ident: int) -> None:
         slot = self.scheduler.slots.get(ident)
         if slot is None:
@@ -472,6 +482,9 @@ class Dispatcher:
         """A thread of ours meets a fault: nothing is certain any more, so everything pending ends with it."""
         with self._lock:
             self._give_up(error)
+            if not self._shutting:
+                self.engine.shut(kill=True)
+                self._shutting = True
 
     # -- waiting (lock not held) -----------------------------------------------------------------------------
 

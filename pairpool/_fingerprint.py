@@ -15,10 +15,9 @@ import functools
 import hashlib
 import sys
 import weakref
-from collections.abc import Iterator
-from operator import is_
+from collections.abc import Callable, Iterator
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodDescriptorType, ModuleType
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 from pairpool._namespaces import MAIN_NAMES
 
@@ -42,6 +41,19 @@ _DERIVED: Final = frozenset(
 _POSITIONAL: Final = ("__firstlineno__", "__static_attributes__")
 
 
+_WRAPPERS: Final = frozenset(
+    # What stands for a function in a class.
+    (
+        property,
+        classmethod,
+        staticmethod,
+        functools.cached_property,
+        functools.partialmethod,
+        functools.singledispatchmethod,
+    )
+)
+
+
 class Scope(enum.IntEnum):
     """How much of a definition has to be the same."""
 
@@ -63,6 +75,14 @@ def in_main(definition: Definition) -> bool:
     """Tell whether a definition says it comes from the main module."""
     module = getattr(definition, "__module__", None)
     return isinstance(module, str) and module in MAIN_NAMES
+
+
+def is_found_by_name(definition: Definition) -> bool:
+    """Tell whether the module and the name that a definition claims lead to it."""
+    found: Any = sys.modules.get(str(definition.__module__))
+    for step in str(definition.__qualname__).split("."):
+        found = getattr(found, step, None)
+    return found is definition
 
 
 def digest(definition: Definition, scope: Scope) -> bytes:
@@ -227,12 +247,7 @@ def _is_written_by_name(definition: Definition) -> bool:
     _, name = _name(definition)
     if isinstance(definition, (type, ModuleType)):
         return "<" not in name
-    if in_main(definition):
-        return False
-    found: Any = sys.modules.get(str(definition.__module__))
-    for step in name.split("."):
-        found = getattr(found, step, None)
-    return found is definition
+    return not in_main(definition) and is_found_by_name(definition)
 
 
 def held_by(function: FunctionType) -> Iterator[Any]:
@@ -255,19 +270,19 @@ def _parts_of_attribute(value: Any) -> Iterator[Definition]:
     """Yield the definitions that an attribute of a class consists of."""
     if is_definition(value):
         yield value
-    elif isinstance(value, property):
+    elif type(value) is property:
         yield from filter(is_definition, (value.fget, value.fset, value.fdel))
-    elif isinstance(value, (classmethod, staticmethod)):
+    elif type(value) in (classmethod, staticmethod):
         yield from _parts_of_attribute(value.__func__)
-    elif isinstance(value, (functools.cached_property, functools.partialmethod, functools.singledispatchmethod)):
+    elif type(value) in _WRAPPERS:
         yield from _parts_of_attribute(value.func)
 
 
 def functions_of(definition: Definition) -> list[FunctionType]:
     """Return the functions of Python that run where a definition is used, but for named globals.
 
-    These are the function itself and those it carries; the methods of a class, and of those of its
-    bases that the main module has.
+    These are the function itself and those it carries; the methods of a class of the main module,
+    of the classes in it, and of those bases that have no name of their own.
     """
     found: list[FunctionType] = []
     seen: set[int] = set()
@@ -283,9 +298,21 @@ def functions_of(definition: Definition) -> list[FunctionType]:
         elif isinstance(part, CachedFunction):
             pending.append(getattr(part, "__wrapped__", None))
         elif isinstance(part, type) and in_main(part):
-            pending.extend((type(part), *part.__bases__))
+            pending.extend(base for base in (type(part), *part.__bases__) if "<" in base.__qualname__)
             for value in tuple(vars(part).values()):
                 pending.extend(filter(_is_own, _parts_of_attribute(value)))
+    return found
+
+
+def _methods_of(cls: type) -> list[FunctionType]:
+    """Return the functions in a class itself: as `functions_of`, where that is all, but quickly."""
+    found = []
+    for value in tuple(vars(cls).values()):
+        kind = type(value)
+        if kind is FunctionType:
+            found.append(value)
+        elif kind in _WRAPPERS:
+            found.extend(part for part in _parts_of_attribute(value) if type(part) is FunctionType)
     return found
 
 
@@ -306,38 +333,72 @@ def names_in(code: CodeType) -> set[str]:
     return names
 
 
-class Likeness:
-    """What a definition was like at some moment. Does not keep it alive."""
-
-    __slots__ = ("_makings", "_reference")
-
-    def __init__(self, definition: Definition) -> None:
-        self._reference = weak_reference(definition)
-        self._makings = _makings(definition)
+class Likeness(Protocol):
+    """What a definition was like at some moment. Keeps nothing of it alive but code and defaults."""
 
     def holds_for(self, definition: Definition) -> bool:
-        """Tell whether this is the same object, made of the same code."""
+        """Tell whether this is the same object, made of the same functions with the same code."""
+
+
+def likeness(definition: Definition) -> Likeness:
+    """Remember what a definition is like now."""
+    if isinstance(definition, FunctionType) and definition.__closure__ is None:
+        return _FunctionLikeness(definition)
+    if isinstance(definition, ModuleType) or not (in_main(definition) or isinstance(definition, FunctionType)):
+        return _LikenessOfParts(definition, _nothing)
+    if isinstance(definition, type) and len(_methods_of(definition)) == len(functions_of(definition)):
+        return _LikenessOfParts(definition, _methods_of)
+    return _LikenessOfParts(definition, functions_of)
+
+
+class _FunctionLikeness:
+    """Of a function that closes over nothing: what most are, and what is looked at most often."""
+
+    __slots__ = ("_code", "_defaults", "_keyword_defaults", "_reference")
+
+    def __init__(self, function: FunctionType) -> None:
+        self._reference = weakref.ref(function)
+        self._code = function.__code__
+        self._defaults = function.__defaults__
+        self._keyword_defaults = function.__kwdefaults__
+
+    def holds_for(self, definition: Definition) -> bool:
+        return (
+            self._reference() is definition
+            and definition.__code__ is self._code
+            and definition.__defaults__ is self._defaults
+            and definition.__kwdefaults__ is self._keyword_defaults
+        )
+
+
+class _LikenessOfParts:
+    """Of what consists of several functions; `list_parts` finds them."""
+
+    __slots__ = ("_likenesses", "_list_parts", "_reference")
+
+    def __init__(self, definition: Definition, list_parts: Callable[[Definition], list[FunctionType]]) -> None:
+        self._reference = weak_reference(definition)
+        self._list_parts = list_parts
+        self._likenesses = list(map(_FunctionLikeness, list_parts(definition)))
+
+    def holds_for(self, definition: Definition) -> bool:
         if self._reference() is not definition:
             return False
-        makings = _makings(definition)
-        return len(makings) == len(self._makings) and all(map(is_, makings, self._makings))
+        parts = self._list_parts(definition)
+        return len(parts) == len(self._likenesses) and all(map(_holds_for, self._likenesses, parts))
 
 
-def weak_reference(definition: Definition) -> Any:
-    """Return a weak reference; a strong one to the few callables of C that have none."""
+_holds_for = _FunctionLikeness.holds_for
+
+
+def _nothing(definition: Definition) -> list[FunctionType]:
+    """List the parts of a definition that is only known by its name."""
+    return []
+
+
+def weak_reference(definition: Definition) -> Callable[[], Definition]:
+    """Return a weak reference; a strong one to the few definitions that have none."""
     try:
         return weakref.ref(definition)
     except TypeError:
         return lambda: definition
-
-
-def _makings(definition: Definition) -> list[object]:
-    """Return objects that are other ones as soon as a definition does something else."""
-    if isinstance(definition, FunctionType) and definition.__closure__ is None:
-        return [definition.__code__, definition.__defaults__, definition.__kwdefaults__]
-    if isinstance(definition, ModuleType) or (isinstance(definition, type) and not in_main(definition)):
-        return []
-    found: list[object] = []
-    for function in functions_of(definition):
-        found += (function.__code__, function.__defaults__, function.__kwdefaults__)
-    return found

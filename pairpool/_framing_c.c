@@ -527,9 +527,9 @@ static PyObject *page_begin(PyObject *Py_UNUSED(module), PyObject *const *args, 
         integer_within(args[1], "packet", 0, PACKET_LIMIT - 1, &packet) < 0 ||
         integer_within(args[2], "count", 1, UNIT_LIMIT, &count) < 0 || (words = page_words(args[0], &view)) == NULL)
         return NULL;
-    STORE(words[START], (uint64_t)now());
-    STORE(words[MARK], packet << 16 | TAKEN);
     STORE(words[CLAIM], CLAIM_WORD(packet, 0, count));
+    STORE(words[START], (uint64_t)now());
+    STORE(words[MARK], packet << 16 | TAKEN); /* last: a packet that is not marked has not begun */
     PyBuffer_Release(&view);
     Py_RETURN_NONE;
 }

@@ -214,6 +214,8 @@ PIPED_CLAIMS: Final = True  # units are claimed through a pipe; in the C twin by
 _TOKENS = memoryview(array("H", (offset << 4 | UNPICKLING for offset in range(UNIT_LIMIT)))).cast("B")
 _TOKEN = 2  # bytes
 
+_PHASE = 0xF  # bits of MARK; zero (IDLE): the packet has not begun
+
 _dropped = bytearray(len(_TOKENS))  # tokens that nobody will look at are read into it
 
 
@@ -242,12 +244,14 @@ def page_begin(page: SharedPage, packet: int, count: int, /) -> None:
         return
     try:
         lockf(page.lock, LOCK_EX)
+        # Until the tokens are there MARK names the packet with phase IDLE: it has not begun, may be begun again
+        # after an interrupt, and should the worker die here no token is taken for one of the old packet.
+        words[MARK] = packet << 16
         if words[CLAIM] > 1:
             _drop_tokens(page)
         words[CLAIM] = count
         if count > 1:
             os.write(page.claims_write, _TOKENS[: _TOKEN * count])
-        # Last: who is interrupted before this has not begun, and may begin again.
         words[START], words[MARK] = now, packet << 16 | TAKEN
     finally:
         lockf(page.lock, LOCK_UN)
@@ -286,7 +290,7 @@ def page_take(page: SharedPage, packet: int, /) -> int:
         try:
             lockf(page.lock, LOCK_EX | LOCK_NB)
             # Locked, so the worker stays with this packet if it is with it now: the tokens are this packet's.
-            if words[MARK] >> 16 != packet:
+            if words[MARK] >> 16 != packet or not words[MARK] & _PHASE:
                 return -1
             words[TAIL] = packet << 16
             os.readv(page.claims_read, (page.tail_token, _dropped))

@@ -17,7 +17,7 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from pairpool._by_value import SendingPickler
-from pairpool._fingerprint import ATOMS, Likeness, held_by, in_main, is_definition, names_in, weak_reference
+from pairpool._fingerprint import ATOMS, held_by, in_main, is_definition, likeness, names_in, weak_reference
 from pairpool._ledger import Ledger, Need, binding_of
 from pairpool._namespaces import MISSING, main_namespace
 
@@ -94,7 +94,7 @@ class _Makings:
 
     def __init__(self, function: FunctionType) -> None:
         self._reference = weak_reference(function)
-        self._likeness = Likeness(function)
+        self._likeness = likeness(function)
         self._held = _plain_values(function)
 
     def hold(self) -> bool:

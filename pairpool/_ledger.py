@@ -37,6 +37,7 @@ from pairpool._fingerprint import (
     held_by,
     in_main,
     is_definition,
+    likeness,
     names_in,
 )
 from pairpool._namespaces import MAIN_NAMES, MISSING, Namespace, is_planted, main_module, main_namespace, namespace
@@ -77,7 +78,7 @@ class Reach:
                 continue
             value = main.get(name, MISSING)
             if is_definition(value):
-                self.definitions[name] = Likeness(value)
+                self.definitions[name] = likeness(value)
                 pending.extend(self._names_behind(value))
             else:
                 self._others[name] = type(value)
@@ -94,8 +95,8 @@ class Reach:
     def still_holds(self) -> bool:
         """Tell whether every binding is what it was."""
         get = self._main.get
-        for name, likeness in self.definitions.items():
-            if not likeness.holds_for(get(name)):
+        for name, origin in self.definitions.items():
+            if not origin.holds_for(get(name)):
                 return False
         return all(type(get(name, MISSING)) is kind for name, kind in self._others.items())
 
@@ -116,7 +117,7 @@ class Ledger:
         self._inherited = inherited
         self._main = main_namespace()
         self._bound = frozenset(self._main)
-        self._origin = {name: Likeness(value) for name, value in self._main.items() if is_definition(value)}
+        self._origin = {name: likeness(value) for name, value in self._main.items() if is_definition(value)}
         self._accepted: set[Need] = set()
         self._by_value: set[str] = set()
         self._known: dict[str, tuple[Reach, tuple[Need, ...] | None]] = {}

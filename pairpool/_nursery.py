@@ -57,12 +57,12 @@ import os
 import select
 import signal
 import socket
+import sys
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Collection
 from functools import partial
-from multiprocessing import util
 from typing import Any, NamedTuple, NoReturn
 
 from pairpool import _deadman, _descriptors, _orders
@@ -96,10 +96,9 @@ def run(
 ) -> NoReturn:
     """Be a zygote in the calling process, and end it.
 
-    Args:
-        channel: the zygote's end. It and the dead-man pipe's end are registered to be closed in
-            forks; the parent's pidfd is not, workers keep it.
-        mask: the blocked signals as they are to be in workers, if all are blocked now.
+    Its end of the channel and that of its dead-man pipe are registered to be closed in forks; the
+    parent's pidfd is not, workers keep it. If all signals are blocked now, ``mask`` is what shall
+    be blocked in workers.
     """
     code = 1
     try:
@@ -114,12 +113,11 @@ def run(
         code = 0
     except BaseException:
         traceback.print_exc()
+        sys.stderr.flush()
     finally:
-        # Never a return into frames or finalizers of the caller's that were copied by the fork.
-        try:
-            util._flush_std_streams()  # type: ignore[attr-defined]
-        finally:
-            os._exit(code)
+        # Never a return into frames or finalizers of the caller's that the fork copied. Nor is
+        # stdout flushed: what is in its buffer is the caller's to write.
+        os._exit(code)
 
 
 def _settle(method: str, mask: Collection[int] | None) -> Surroundings:
@@ -303,6 +301,7 @@ class Nursery:
     def _on_hangup(self) -> None:
         self._unwatch(self._channel.fileno())
         self._replies.clear()
+        self._waits_for_room = False
         self._stop(0.0)
 
     def _on_parent_end(self) -> None:
@@ -321,31 +320,36 @@ class Nursery:
     # Workers come
 
     def _on_spawn(self, order: Message) -> None:
-        keep = -1
-        try:
-            reason = self._refusal(order)
-            if reason is None:
-                keep = order.descriptors[0]
-                try:
-                    pid = self._launch(order)
-                except Exception as error:  # spawn pickles objects of the user's: anything may come
-                    reason = _orders.describe(error)
-        finally:
-            _descriptors.close_all(number for number in order.descriptors if reason or number != keep)
-        if reason is not None:
-            self._replies.append(Reply(_orders.pack(Kind.SPAWN_FAILED, order.number, text=reason)))
-            return
-        # The descriptors just closed left room for this one: it cannot fail for their limit.
-        pidfd = os.pidfd_open(pid)
-        _descriptors.register(keep, pidfd)
-        self._workers[order.number] = worker = Worker(order.number, pid, pidfd, keep)
+        pid = 0
+        reason = self._refusal(order)
+        if reason is None:
+            try:
+                pid = self._launch(order)
+            except Exception as error:  # spawn pickles objects of the user's: anything may come
+                reason = _orders.describe(error)
+        # Closed first, which leaves room for the pidfd where descriptors are scarce.
+        deadman_end, given = order.descriptors[:1], order.descriptors[1:]
+        _descriptors.close_all(given)
+        if reason is None:
+            try:
+                self._admit(order.number, pid, os.pidfd_open(pid), *deadman_end)
+                return
+            except OSError as error:
+                reason = _orders.describe(error)
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+        _descriptors.close_all(deadman_end)
+        self._replies.append(Reply(_orders.pack(Kind.SPAWN_FAILED, order.number, text=reason)))
+
+    def _admit(self, number: int, pid: int, pidfd: int, deadman_end: int) -> None:
+        _descriptors.register(pidfd, deadman_end)
+        self._workers[number] = worker = Worker(number, pid, pidfd, deadman_end)
         self._watch(pidfd, partial(self._on_death, worker))
-        self._replies.append(Reply(_orders.pack(Kind.SPAWNED, order.number, value=pid, descriptors=1), pidfd=pidfd))
+        message = _orders.pack(Kind.SPAWNED, number, value=pid, descriptors=1)
+        self._replies.append(Reply(message, pidfd=pidfd))
 
     def _refusal(self, order: Message) -> str | None:
         """Return why there will be no worker, or None."""
-        if not order.descriptors and order.whole:
-            return "the order came without a dead-man pipe"
         if not order.whole:
             return "the zygote may not open more descriptors (RLIMIT_NOFILE)"
         if order.uid != os.getuid():

@@ -1,13 +1,14 @@
 """What parent and zygote say to each other: fixed messages over one SEQPACKET socketpair.
 
-Layout, little endian, 32 bytes, the same in both directions::
+Layout, little endian, the same in both directions::
 
-    magic "PZ" | version u8 | kind u8 | descriptors u16 | text length u16 | number i64 | value i64 | seconds f64
+    magic "PZ" | version u8 | kind u8 | number of descriptors u16 | length of text u16
+    number of the worker i64 | value i64 | seconds f64 | text
 
-(the number is the worker's, which no other worker of the parent ever has), followed by the text (UTF-8; only SPAWN_FAILED has one) and accompanied by as many descriptors as
-the header says (SCM_RIGHTS) and by the sender's credentials (SCM_CREDENTIALS, filled in by the
-kernel because both ends have SO_PASSCRED set before the first message; SO_PEERCRED would only ever
-name the maker of the socketpair).
+The number is one that no other worker of the parent ever has. The text is UTF-8; only SPAWN_FAILED
+has one. Besides come as many descriptors as are announced (SCM_RIGHTS), and the credentials of the
+sender (SCM_CREDENTIALS), which the kernel fills in because both ends have SO_PASSCRED set before
+the first message. (SO_PEERCRED would only ever name the maker of the socketpair.)
 
 Each message is checked for everything a message can be wrong in. What came with one that is not
 accepted is closed by `discard`.
@@ -137,18 +138,31 @@ def _parse(data: bytes, flags: int, descriptors: tuple[int, ...], uid: int) -> M
     magic, version, kind, count, length, number, value, seconds = _HEADER.unpack_from(data)
     if (magic, version) != (_MAGIC, _VERSION):
         raise FramingError(f"message to or from the zygote begins {magic!r}, version {version}")
-    if kind not in _KINDS:
+    if kind not in _DESCRIPTORS:
         raise FramingError(f"message to or from the zygote is of unknown kind {kind}")
     if len(data) != _HEADER.size + length:
-        raise FramingError(f"message to or from the zygote has {len(data)} bytes instead of {_HEADER.size + length}")
+        raise FramingError(
+            f"message to or from the zygote has {len(data)} bytes instead of {_HEADER.size + length}"
+        )
     whole = not flags & socket.MSG_CTRUNC
-    if whole and len(descriptors) != count:
-        raise FramingError(f"message to or from the zygote came with {len(descriptors)} descriptors instead of {count}")
+    if count not in _DESCRIPTORS[kind] or (whole and len(descriptors) != count):
+        raise FramingError(
+            f"message to or from the zygote came with {len(descriptors)} descriptors, announced {count}"
+        )
     text = data[_HEADER.size :].decode("utf-8", "replace")
     return Message(Kind(kind), number, value, seconds, text, descriptors, whole, uid)
 
 
-_KINDS = frozenset(Kind)
+# How many descriptors come with each kind of message.
+_DESCRIPTORS = {
+    Kind.SPAWN: range(1, MAX_DESCRIPTORS + 1),
+    Kind.SIGNAL: range(1),
+    Kind.SIGNAL_GROUP: range(1),
+    Kind.STOP: range(1),
+    Kind.SPAWNED: range(1, 2),
+    Kind.EXITED: range(1),
+    Kind.SPAWN_FAILED: range(1),
+}
 
 
 def describe(error: BaseException) -> str:

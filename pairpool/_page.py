@@ -25,12 +25,13 @@ unit has no tokens: its unit is claimed with it.
 Guarantees
 ==========
 - A unit is claimed by the worker or taken by the parent, never both; also if the worker is killed meanwhile.
-- A unit that MARK never showed beyond TAKEN has not begun. So after a death MARK alone tells what had.
+- A unit that MARK did not show has not begun. So after a death MARK alone tells what had (`Mark.begun`): in
+  the C twin one unit more may be claimed.
 - MARK is one word: packet, offset and phase are always of the same moment. START may be younger, never older.
 - Interrupts. `take_tail` may be called again, and gives the same answer until units of another packet are
-  taken. `begin` may be called again if `read` does not show the packet. A `claim` whose value an interrupt
-  took is seen in `read`: phase UNPICKLING. The parent should besides treat units that a worker finished
-  without running as its own.
+  taken. `begin` may be called again unless `read` shows the packet, not IDLE. A `claim` whose value an
+  interrupt took is seen in `read`: phase UNPICKLING. The parent should besides treat units that a worker
+  finished without running as its own.
 
 Assumptions
 ===========
@@ -69,7 +70,7 @@ _PHASE = 0xF
 class Phase(IntEnum):
     """How far the worker is with a unit."""
 
-    IDLE = 0  # no packet was entered yet
+    IDLE = 0  # the packet, if any, is not entered yet
     TAKEN = 1  # the packet is entered, none of its units is claimed
     UNPICKLING = 2  # the unit is claimed; its arguments are being loaded
     RUNNING = 3  # in user code
@@ -83,6 +84,11 @@ class Mark(NamedTuple):
     offset: int
     phase: Phase
     started_ns: int
+
+    @property
+    def begun(self) -> int:
+        """How many units of the packet have begun; these, and no others, a dead worker may have run."""
+        return 0 if self.phase <= Phase.TAKEN else self.offset + 1
 
 
 class _Memory(mmap.mmap):
@@ -210,7 +216,10 @@ class Page:
     def close(self) -> None:
         """Unmap the page and close its descriptors; once closed it stays so."""
         self._close_descriptors()
-        self._memory.close()
+        try:
+            self._memory.close()
+        except BufferError:
+            pass  # forked while another thread was within a primitive: the mapping is in use for ever here
 
     def _close_descriptors(self) -> None:
         while self._open:

@@ -9,7 +9,6 @@ descriptors travel beside the pickle.
 
 from __future__ import annotations
 
-import functools
 import os
 import pickle
 import threading
@@ -42,12 +41,16 @@ class Collector:
     def __init__(self) -> None:
         self._collected: list[int] = []
 
-    def reducers(self) -> dict[type, Reducer]:
-        """Return what is registered with `multiprocessing.reduction`, so wrapped that it asks this object."""
-        return {
-            kind: reducer if _asks_for_spawning(reducer) else functools.partial(self._reduce, reducer)
-            for kind, reducer in extra_reducers().items()
-        }
+    def reduce(self, reducer: Reducer, obj: object) -> Any:
+        """Run a registered reducer, so that the descriptors which it passes come here."""
+        if _asks_for_spawning(reducer):
+            return reducer(obj)
+        outer = context.get_spawning_popen()
+        context.set_spawning_popen(self)
+        try:
+            return reducer(obj)
+        finally:
+            context.set_spawning_popen(outer)
 
     def take(self) -> tuple[int, ...]:
         """Return the descriptors; they are the caller's from now on."""
@@ -58,14 +61,6 @@ class Collector:
         """Close what was not taken."""
         OwnedDescriptors(self._collected).close()
         self._collected = []
-
-    def _reduce(self, reducer: Reducer, obj: object) -> Any:
-        outer = context.get_spawning_popen()
-        context.set_spawning_popen(self)
-        try:
-            return reducer(obj)
-        finally:
-            context.set_spawning_popen(outer)
 
     # What `reduction.DupFd` calls.
 

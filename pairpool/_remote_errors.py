@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from multiprocessing.pool import MaybeEncodingError, RemoteTraceback
-from types import CodeType, FunctionType, TracebackType
+from types import BuiltinFunctionType, CodeType, FunctionType, TracebackType, WrapperDescriptorType
 from typing import Any, Final, NamedTuple, cast
 
 from pairpool._returning import ReturningPickler
@@ -54,7 +54,6 @@ class Node(NamedTuple):
     cause: int | None
     context: int | None
     suppress_context: bool
-    members: list[int]  # of a group
     notes: list[str] | None
 
 
@@ -68,7 +67,7 @@ def encode_error(error: BaseException, *, wrap: bool) -> bytes:
         nodes = _Collection(error).nodes()
     except BaseException as trouble:
         text = None
-        nodes = [_hopeless(error, trouble)]
+        nodes = [Node(None, safe_repr(trouble), safe_repr(error), [], None, None, False, None)]
     return pickle.dumps((text, [tuple(node) for node in nodes]), 5)
 
 
@@ -77,7 +76,7 @@ def decode_error(data: Any) -> BaseException:
     try:
         text, rows = pickle.loads(data)
         nodes = [Node(*row) for row in rows]
-        error = _join(nodes)
+        error = _Joining(nodes).join()
     except BaseException as trouble:
         return carrier(safe_repr(trouble), "an error that could not be decoded")
     if text is not None:
@@ -168,7 +167,7 @@ class _Collection:
             file = io.BytesIO()
             try:
                 _NodePickler(file, self, members_of(error)).dump(form)
-                _load_node(file.getvalue(), self.errors)
+                _load_node(file.getvalue(), self.errors.__getitem__)
             except BaseException as failed:
                 trouble = trouble or safe_repr(failed)
             else:
@@ -180,7 +179,8 @@ class _NodePickler(ReturningPickler):
     """Pickles one error; of a group only the numbers of its members."""
 
     def __init__(self, file: Any, collection: _Collection, members: Iterable[BaseException]) -> None:
-        super().__init__(file, {TracebackType: _reduce_traceback})
+        super().__init__(file)
+        self.dispatch_table[TracebackType] = _reduce_traceback
         self._collection = collection
         self._members = set(map(id, members))
 
@@ -276,21 +276,114 @@ def _reduce_traceback(held: TracebackType) -> tuple[Any, ...]:
 # Where they arrive.
 
 
-def _join(nodes: Sequence[Node]) -> BaseException:
-    errors: list[BaseException | None] = [None] * len(nodes)
-    for number in range(len(nodes)):
-        _load(number, nodes, errors)
-    for node, error in zip(nodes, errors, strict=True):
-        assert error is not None
+class _Joining:
+    """Makes errors of nodes, and joins them."""
+
+    def __init__(self, nodes: Sequence[Node]) -> None:
+        self._nodes = nodes
+        self._errors: list[BaseException | None] = [None] * len(nodes)
+
+    def join(self) -> BaseException:
+        """Return the first error, with all that belongs to it."""
+        for number, node in enumerate(self._nodes):
+            try:
+                self._dress(self._made(number), node)
+            except Exception:  # its class does not let it be dressed: it is still the error
+                continue
+        return self._made(0)
+
+    def _made(self, number: int) -> BaseException:
+        error = self._errors[number]
+        if error is None:
+            error = self._errors[number] = self._make(self._nodes[number])
+        return error
+
+    def _make(self, node: Node) -> BaseException:
+        if node.pickled is None:
+            return carrier(node.trouble, node.said)
+        try:
+            return _load_node(node.pickled, self._made)
+        except BaseException as trouble:
+            return carrier(safe_repr(trouble), node.said)
+
+    def _dress(self, error: BaseException, node: Node) -> None:
         error.__traceback__ = make_traceback(node.frames)
-        error.__cause__ = None if node.cause is None else errors[node.cause]
-        error.__context__ = None if node.context is None else errors[node.context]
-        error.__suppress_context__ = node.suppress_context
+        error.__cause__ = None if node.cause is None else self._made(node.cause)
+        error.__context__ = None if node.context is None else self._made(node.context)
+        error.__suppress_context__ = node.suppress_context  # assigning a cause set it
         if node.notes is not None:
             error.__notes__ = node.notes
-    assert errors[0] is not None
-    return errors[0]
 
 
-class _Loading(Sequence[BaseException]):
-    """Errors by number; the members of a group are loaded when it asks for them."""
+class _NodeUnpickler(pickle.Unpickler):
+    def __init__(self, pickled: bytes, find: Callable[[int], BaseException]) -> None:
+        super().__init__(io.BytesIO(pickled))
+        self._find = find
+
+    def persistent_load(self, number: int) -> BaseException:
+        return self._find(number)
+
+
+def _load_node(pickled: bytes, find: Callable[[int], BaseException]) -> BaseException:
+    error = _NodeUnpickler(pickled, find).load()
+    if not isinstance(error, BaseException):
+        raise TypeError(f"an error was pickled, and {type(error).__qualname__!r} object came back")
+    return error
+
+
+def make_bare(
+    cls: type[BaseException], arguments: Sequence[Any], attributes: dict[str, Any], fields: dict[str, Any]
+) -> BaseException:
+    """Make an error with the builtin parts of its class alone."""
+    error: BaseException = _builtin(cls, "__new__")(cls, *arguments)
+    try:
+        _builtin(cls, "__init__")(error, *arguments)
+    except TypeError:  # its own __init__ never called that one
+        pass
+    if not isinstance(error, BaseExceptionGroup):
+        error.args = tuple(arguments)
+    for name, value in fields.items():
+        setattr(error, name, value)
+    vars(error).update(attributes)
+    return error
+
+
+def _builtin(cls: type, name: str) -> Any:
+    """Return the first implementation of a method in C."""
+    for ancestor in cls.__mro__:
+        method = vars(ancestor).get(name)
+        if isinstance(method, (BuiltinFunctionType, WrapperDescriptorType)):
+            return method
+    raise TypeError(f"{cls.__qualname__} has no builtin {name}")
+
+
+def make_traceback(frames: Iterable[Sequence[Any]]) -> TracebackType | None:
+    """Make a real traceback of remote frames, given from the outermost."""
+    made: TracebackType | None = None
+    for frame in reversed([RemoteFrame(*frame) for frame in frames]):
+        step = _raise_in(frame)
+        made = TracebackType(made, step.tb_frame, step.tb_lasti, frame.line)
+    return made
+
+
+def _raise_in(frame: RemoteFrame) -> TracebackType:
+    """Return the traceback of an error raised by code that claims to be that of the frame."""
+    try:
+        exec(_code_of(frame), {"__name__": frame.module, "__file__": frame.file})
+    except NameError as error:
+        assert error.__traceback__ is not None and error.__traceback__.tb_next is not None
+        return error.__traceback__.tb_next
+    raise AssertionError("a name that cannot exist was found")
+
+
+def _code_of(frame: RemoteFrame) -> CodeType:
+    place = {
+        "lineno": frame.line,
+        "end_lineno": max(frame.line, frame.end_line),
+        "col_offset": frame.column,
+        "end_col_offset": max(frame.end_column, frame.column) if frame.end_line <= frame.line else frame.end_column,
+    }
+    name = ast.Name("no such name", ast.Load(), **place)
+    module = ast.Module([ast.Expr(name, **place)], [])
+    code = cast("CodeType", compile(module, frame.file.replace("\0", "?"), "exec", dont_inherit=True))
+    return code.replace(co_name=frame.function, co_qualname=frame.function)

@@ -13,15 +13,15 @@ import io
 import pickle
 from collections.abc import Callable
 from types import FunctionType
-from typing import Any, Final
+from typing import Any
 
 from cloudpickle import cloudpickle
 
 from pairpool._by_value import (
+    CLASS_MAKERS,
     PROTOCOL,
     DefinitionPickler,
     Reduced,
-    Reducers,
     is_importable,
     restore_returned_function,
 )
@@ -29,9 +29,6 @@ from pairpool._fingerprint import ATOMS, Definition, in_main, is_definition
 from pairpool._ledger import binding_of
 from pairpool._namespaces import Namespace
 from pairpool._passing import extra_reducers
-
-# Of each maker of dynamic classes, which of its arguments is the tracking number.
-_TRACKERS: Final = {cloudpickle._make_skeleton_class: 4, cloudpickle._make_skeleton_enum: 5}
 
 _unfinished: set[str] = set()  # tracking numbers of classes made here and not yet filled
 
@@ -46,19 +43,20 @@ def dumps_return(obj: object) -> bytes:
 class ReturningPickler(pickle.Pickler):
     """Pickles as the stdlib's pool does, but for classes that have no name where it arrives."""
 
-    def __init__(self, file: Any, reducers: Reducers | None = None) -> None:
+    def __init__(self, file: Any) -> None:
         super().__init__(file, PROTOCOL)
-        self.dispatch_table = {**copyreg.dispatch_table, **extra_reducers(), **(reducers or {})}
+        self.dispatch_table = {**copyreg.dispatch_table, **extra_reducers()}
 
     def reducer_override(self, obj: Any) -> Reduced:
         kind = type(obj)
         if not issubclass(kind, type) or kind in self.dispatch_table or _has_name(obj):
             return NotImplemented
-        if not in_main(obj) and (reduced := cloudpickle._class_reduce(obj)) is not NotImplemented:
-            if reduced[0] not in _TRACKERS:
+        if not in_main(obj):
+            reduced = cloudpickle._class_reduce(obj)
+            if reduced is NotImplemented or reduced[0] not in CLASS_MAKERS:
                 return reduced  # NoneType and the like
         file = io.BytesIO()
-        _ClassPickler(file, extra_reducers()).dump(obj)
+        _ClassPickler(file).dump(obj)
         return pickle.loads, (file.getvalue(),)
 
 
@@ -82,10 +80,10 @@ class _ClassPickler(DefinitionPickler):
 
     def reduce_class(self, cls: type) -> Reduced:
         reduced = super().reduce_class(cls)
-        if reduced is NotImplemented or reduced[0] not in _TRACKERS:
+        if reduced is NotImplemented or reduced[0] not in CLASS_MAKERS:
             return reduced
         maker, arguments, state, *_ = reduced
-        tracker = arguments[_TRACKERS[maker]]
+        tracker = arguments[CLASS_MAKERS[maker]]
         return make_returned_class, (maker, tracker, arguments), (tracker, state), None, None, fill_returned_class
 
 

@@ -9,6 +9,7 @@ User code runs here and may raise anything: every BaseException becomes the outc
 
 from __future__ import annotations
 
+import os
 import struct
 import time
 from collections.abc import Callable, Sequence
@@ -85,14 +86,15 @@ class Runner:
 
     def forget(self, idents: Sequence[int]) -> None:
         for ident in idents:
-            self._definitions.pop(ident, None)
+            _, _, descriptors = self._definitions.pop(ident, (0, b"", ()))
+            _close(descriptors)
             self._functions.pop(ident, None)
 
     def run(self, ident: int, buffers: Sequence[Any], descriptors: tuple[int, ...]) -> None:
         """Runs one packet and sends its outcomes, or that it is refused."""
         mode, flags, n_definitions, count, chunk, definition, first = TASKS_HEAD.unpack(buffers[0])
         at = 1
-        shares: Sequence[tuple[int, ...]] | None = None
+        shares: list[tuple[int, ...]] | None = None
         if flags & Flag.DESCRIPTORS:
             shares = _deal(descriptors, buffers[at])
             at += 1
@@ -100,6 +102,7 @@ class Runner:
             refused = self._codec.refused(buffers[at])
             at += 1
             if refused:
+                _close(descriptors)
                 self._send(Kind.REFUSED, ident, [refused])
                 return
         for number in range(n_definitions):
@@ -118,6 +121,8 @@ class Runner:
         else:
             self._run_committing(ident, packet, self._outbox, started)
         self._page.done()
+        for share in packet.shares or ():
+            _close(share)  # of units that were not run here
 
     def function(self, ident: int) -> Callable[..., Any]:
         """The callable of a definition: the one kept, or loaded now; anew each time where it carries state."""
@@ -125,6 +130,10 @@ class Runner:
             return self._functions[ident]
         except KeyError:
             kind, data, descriptors = self._definitions[ident]
+            if kind == STATEFUL:
+                descriptors = tuple(map(os.dup, descriptors))  # loading takes them, and it is loaded again
+            else:
+                self._definitions[ident] = (kind, data, ())
             function: Callable[..., Any] = self._codec.loads(data, descriptors)
             if kind != STATEFUL:
                 self._functions[ident] = function
@@ -215,7 +224,7 @@ class _Packet:
         self._function: Callable[..., Any] | None = None
         self._skip_to = 0
         self.count = count
-        self.shares: Sequence[tuple[int, ...]] | None = None
+        self.shares: list[tuple[int, ...]] | None = None
 
     def run_all(self, claim: Callable[[], int], values: list[Any], failures: dict[int, tuple[int, Any]]) -> None:
         """Appends one value for each unit that can be claimed; `failures` says which are none."""
@@ -267,7 +276,10 @@ class _Packet:
             item = self._payloads[unit]
             return self._function(*item) if self._flags & Flag.STAR else self._function(item)
         offset = 1 if mode == Mode.CALLS else 0
-        data = codec.loads(self._payloads[unit + offset], self.shares[unit] if self.shares else ())
+        descriptors: tuple[int, ...] = ()
+        if self.shares:
+            descriptors, self.shares[unit] = self.shares[unit], ()
+        data = codec.loads(self._payloads[unit + offset], descriptors)
         if mode == Mode.CALLS:
             (definition,) = struct.unpack_from("<Q", self._payloads[0], 8 * unit)
             function, arguments, keywords = (runner.function(definition), *data) if definition else data
@@ -291,6 +303,11 @@ class _Packet:
         if self._chunk > 1:
             position = self._first + unit
             self._skip_to = position - position % self._chunk + self._chunk - self._first
+
+
+def _close(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 def _deal(descriptors: tuple[int, ...], numbers: bytes) -> list[tuple[int, ...]]:

@@ -367,14 +367,18 @@ class Scheduler:
             # Every unit that the worker keeps has its outcome already: the packet is over.
             self._settle(packet, PacketEvent.FINISH, (), back, now, events)
             return
-        job = packet.job
+        job, slot = packet.job, packet.slot
         state = PACKET_TRANSITIONS[packet.state][PacketEvent.CUT]
+        kept = min(kept, packet.count)
         known = job.ident in self.jobs and kept < packet.count
         returned = back + job.returned
-        kept = min(kept, packet.count)
+        budget = slot.budget
+        if budget is not None:
+            budget += packet.count - kept
         # commit
         packet.state = state
         packet.count = kept
+        slot.budget = budget
         if known:
             job.returned = returned
             self.waiting[job.ident] = job
@@ -382,6 +386,14 @@ class Scheduler:
             del events[0]
 
     # -- slots -----------------------------------------------------------------------------------------------
+
+    def opened(self, slot: Slot, events: Events | None) -> None:
+        """Packets can be sent to the slot."""
+        state = SLOT_TRANSITIONS[slot.state][SlotEvent.OPEN]
+        # commit
+        slot.state = state
+        if events is not None:
+            del events[0]
 
     def up(self, slot: Slot, events: Events | None) -> None:
         """The slot's worker has run the initializer and takes packets."""
@@ -419,7 +431,7 @@ class Scheduler:
 
     def maintain(self, wanted: int) -> bool:
         """Takes one step towards `wanted` slots that take packets; False where none is needed."""
-        staying = [slot for slot in self.slots.values() if slot.state is not SlotState.RETIRING and slot.budget != 0]
+        staying = [slot for slot in self.slots.values() if slot.state is not SlotState.RETIRING]
         if len(staying) < wanted:
             ident = self.next_slot
             slot = Slot(ident, self.budget)

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 
 class SlotState(StrEnum):
-    STARTING = "starting"  # its worker has been asked for; packets may already be queued for it
+    ASKED = "asked"  # a worker has been asked for
+    STARTING = "starting"  # it has channels: packets may be queued for its worker, which is not up yet
     IDLE = "idle"  # up, nothing in flight
     BUSY = "busy"  # up, at least one packet in flight
     RETIRING = "retiring"  # takes no more packets; told to stop once nothing is in flight
@@ -21,6 +22,7 @@ class SlotState(StrEnum):
 
 
 class SlotEvent(StrEnum):
+    OPEN = "open"  # the engine has made its channels
     UP = "up"  # its worker has run the initializer
     ASSIGN = "assign"  # a packet was sent
     DRAIN = "drain"  # the last packet in flight was settled or came back
@@ -29,6 +31,11 @@ class SlotEvent(StrEnum):
 
 
 SLOT_TRANSITIONS: dict[SlotState, dict[SlotEvent, SlotState]] = {
+    SlotState.ASKED: {
+        SlotEvent.OPEN: SlotState.STARTING,
+        SlotEvent.RETIRE: SlotState.RETIRING,
+        SlotEvent.DOWN: SlotState.GONE,
+    },
     SlotState.STARTING: {
         SlotEvent.UP: SlotState.IDLE,  # BUSY where packets were queued meanwhile: see Scheduler.up
         SlotEvent.ASSIGN: SlotState.STARTING,
@@ -48,6 +55,7 @@ SLOT_TRANSITIONS: dict[SlotState, dict[SlotEvent, SlotState]] = {
         SlotEvent.DOWN: SlotState.GONE,
     },
     SlotState.RETIRING: {
+        SlotEvent.OPEN: SlotState.RETIRING,
         SlotEvent.UP: SlotState.RETIRING,
         SlotEvent.DRAIN: SlotState.RETIRING,
         SlotEvent.RETIRE: SlotState.RETIRING,
@@ -152,7 +160,7 @@ class Slot:
 
     ident: int
     budget: int | None  # units it may still be given (maxtasksperchild)
-    state: SlotState = SlotState.STARTING
+    state: SlotState = SlotState.ASKED
     packets: dict[int, Packet] = field(default_factory=dict)
     load: int = 0  # ns of estimated work in flight
     size: int = 0  # bytes in flight

@@ -8,6 +8,9 @@ any code of the user's runs in it.
 
 from __future__ import annotations
 
+# The C functions behind those of the signal module, which make enum members of all they return:
+# 60 us for a full mask, and some 40 pages for a worker to copy, a tenth of what it copies to start.
+import _signal  # type: ignore[import-not-found]
 import atexit
 import gc
 import multiprocessing.context
@@ -15,10 +18,6 @@ import os
 import signal
 import sys
 import traceback
-
-# The C function behind signal.pthread_sigmask(). The public one makes an enum member of each
-# signal in the old mask: 60 us for a full mask, a sixth of what a whole worker may cost.
-from _signal import pthread_sigmask  # type: ignore[import-not-found]
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from multiprocessing import process, reduction, util
@@ -161,6 +160,8 @@ class WorkerProcess(UncountedProcess):
 
     def run(self) -> None:
         """Do a worker's work."""
+        # Only here, where an exception from a handler of the user's becomes an exit code.
+        self._surroundings.let_in_signals()
         self._setup.resolve_entry()(self._setup, self._slot, self._handed[2:])
 
     def _bootstrap(self, parent_sentinel: int | None = None) -> int:
@@ -169,7 +170,7 @@ class WorkerProcess(UncountedProcess):
         parent_pidfd, deadman_end = self._handed[:2]
         self._surroundings.enter(deadman_end)
         # A pidfd is a good sentinel: it is ready when the process has ended.
-        code: int = super()._bootstrap(parent_sentinel=parent_pidfd)
+        code: int = super()._bootstrap(parent_sentinel=parent_pidfd)  # type: ignore[misc]
         return code
 
 
@@ -199,7 +200,7 @@ def become(worker: WorkerProcess) -> NoReturn:
         if _RUNS_ATEXIT:
             atexit._clear()
             atexit.register(util._exit_function)  # type: ignore[attr-defined]
-        code = worker._bootstrap()  # type: ignore[attr-defined]
+        code = worker._bootstrap()
     except BaseException:
         traceback.print_exc()
     finally:
@@ -227,8 +228,7 @@ class Surroundings:
         """Turn the calling process, just forked or spawned, into a worker's.
 
         A group of its own, so that its children can be ended with it; bound to the parent's life.
-        Signals come last: until then all are blocked in a forked worker, and what arrived
-        meanwhile is delivered under the dispositions set here.
+        In a forked worker signals stay blocked until `let_in_signals`.
         """
         os.setpgid(0, 0)
         _deadman.bind(deadman_end)
@@ -241,15 +241,18 @@ class Surroundings:
     def _set_signals(self) -> None:
         # Not SIG_IGN: subprocesses of a task would inherit that, but not a handler. In a group of
         # its own a worker hears nothing of the terminal's Ctrl-C; this is for a kill -INT.
-        signal.signal(signal.SIGINT, _ignore_signal)
+        _signal.signal(_signal.SIGINT, _ignore_signal)
         # In a background group tcsetattr() (getpass, pdb) stops the process otherwise. These two
         # are to be inherited, a subprocess is in the same background group.
-        signal.signal(signal.SIGTTOU, signal.SIG_IGN)
-        signal.signal(signal.SIGTTIN, signal.SIG_IGN)
+        _signal.signal(_signal.SIGTTOU, _signal.SIG_IGN)
+        _signal.signal(_signal.SIGTTIN, _signal.SIG_IGN)
         if self.ignores_children:
-            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+            _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)
+
+    def let_in_signals(self) -> None:
+        """Have signals delivered again; what arrived meanwhile is."""
         if self.mask is not None:
-            pthread_sigmask(signal.SIG_SETMASK, self.mask)
+            let_in_signals(self.mask)
 
 
 def shut_out_signals() -> Collection[int]:
@@ -259,20 +262,23 @@ def shut_out_signals() -> Collection[int]:
     sent to it stays pending: it is not cut off from signals by changing dispositions that its
     own forks are to inherit.
     """
-    mask: Collection[int] = pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    mask: Collection[int] = _signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     return mask
 
 
 def let_in_signals(mask: Collection[int]) -> None:
     """Set the mask that `shut_out_signals` returned."""
-    pthread_sigmask(signal.SIG_SETMASK, mask)
+    _signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 # Left alone by `defuse_signals`: those that cannot be caught, those that tell of a fault in the
 # process itself (returning from their handler repeats the fault), and SIGCONT.
 _UNTOUCHED_SIGNALS = frozenset(
-    (signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT, signal.SIGPIPE)
-    + (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS)
+    {
+        *(signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT, signal.SIGPIPE),
+        *(signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS),
+        signal.SIGABRT,
+    }
 )
 
 

@@ -49,13 +49,38 @@ def run(setup: WorkerSetup, slot: int, descriptors: tuple[int, ...]) -> None:
     worker.serve()
 
 
+class _PickleCodec:
+    """The codec as the runner takes it."""
+
+    def __init__(self) -> None:
+        decoder = _codec.Decoder()  # before the initializer runs: it remembers what the main module had
+        self._refused = decoder.refused
+        self.loads = decoder.loads
+
+    def refused(self, data: Any) -> bytes | None:
+        needs = self._refused(_codec.loads_needs(data))
+        return _codec.dumps_needs(needs) if needs else None
+
+    def is_nothing(self, data: Any) -> bool:
+        return not len(data)
+
+    def encode_values(self, values: list[Any]) -> bytes | None:
+        return _codec.Encoder.dumps_atoms(values) if _codec.Encoder.is_atoms(values) else None
+
+    def encode_value(self, value: Any) -> bytes:
+        return _codec.encode_result(value)
+
+    def encode_error(self, error: BaseException) -> bytes:
+        return _codec.encode_error(error, wrap=True)
+
+
 class Worker:
     """The process's ends of its channels, and the runner between them."""
 
     def __init__(self, tasks: socket.socket, control: socket.socket, outbox: Outbox, page: Page) -> None:
         self._tasks = tasks
         self._control = control
-        self._runner = Runner(_codec.WorkerCodec(), page, outbox, self.send)
+        self._runner = Runner(_PickleCodec(), page, outbox, self.send)
         self._arrivals: deque[tuple[Any, Any]] = deque()
         self._stopped = False
 

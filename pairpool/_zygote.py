@@ -117,11 +117,13 @@ class _Worker:
 class Zygote:
     """The parent's handle of its zygote."""
 
-    def __init__(self, birth: Birth, pid: int, pidfd: Descriptor) -> None:
+    def __init__(self, birth: Birth) -> None:
+        self.pid = birth.pids[0]
+        self._pidfd = Descriptor(os.pidfd_open(self.pid))
         self.channel = birth.parent_end
-        self.pid = pid
-        self._pidfd = pidfd
         self._caller = birth.caller
+        # Kept alive: a spawned worker finds semaphores in initargs by names that go with them.
+        self._setup = birth.setup
         self._deadman = birth.deadman
         self._outgoing: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self._arrivals: deque[_orders.Envelope] = deque()
@@ -131,7 +133,7 @@ class Zygote:
         self._stopping = False
         self._ended = False
         self._exitcode: int | None = None
-        _descriptors.register(pidfd)
+        _descriptors.register(self._pidfd)
 
     @classmethod
     def start(cls, context: BaseContext, setup: WorkerSetup) -> Zygote:
@@ -142,7 +144,8 @@ class Zygote:
         setup.resolve_entry()
         birth = Birth(Caller.here(method), setup)
         try:
-            return cls(birth, *STARTERS[method](birth))
+            STARTERS[method](birth)
+            return cls(birth)
         except BaseException:
             birth.abandon()
             raise
@@ -161,8 +164,11 @@ class Zygote:
 
     @property
     def exitcode(self) -> int | None:
-        """The zygote's exit code as multiprocessing gives it; None while it runs, or where it is
-        not known: the child of a forkserver, or reaped by somebody else."""
+        """The zygote's exit code as multiprocessing gives it.
+
+        None while it runs, and where it is not known: the child of a forkserver, or reaped by
+        somebody else.
+        """
         if self._exitcode is None and self.pidfd >= 0:
             self._exitcode = _nursery.exit_code(self.pidfd, os.WNOHANG | os.WNOWAIT)
         return self._exitcode
@@ -180,9 +186,8 @@ class Zygote:
     def spawn(self, slot: int, number: int, descriptors: tuple[int, ...]) -> None:
         """Have a worker made.
 
-        Args:
-            number: from the caller's count of processes: name and ``_identity`` end in it.
-            descriptors: handed to the worker's entry, in this order.
+        Its number is from the caller's count of processes: name and ``_identity`` end in it. Its
+        entry is given the descriptors, in this order.
         """
         if slot in self._slots:
             raise ValueError(f"slot {slot} has a worker")
@@ -198,8 +203,10 @@ class Zygote:
         self.flush()
 
     def signal(self, slot: int, signum: int, group: bool = False) -> None:
-        """Send a signal to the worker in a slot, or to its whole process group; to nobody if the
-        worker has ended."""
+        """Send a signal to the worker in a slot, or to its whole process group.
+
+        To nobody if the worker has ended. Without the zygote only SIGKILL to the group is sent.
+        """
         worker = self._slots.get(slot)
         if worker is None:
             return
@@ -235,7 +242,11 @@ class Zygote:
 
     def replies(self) -> list[Reply]:
         """Return what the zygote has said since the last time, without waiting."""
+        over = not self._ended and self._wait_end(0.0)
         self._receive()
+        # A zygote that was over before all was received will say no more, even if a stray copy of
+        # its end keeps the channel from ending.
+        self._ended |= over
         while self._arrivals:
             self._take(self._arrivals[0])
         if self._ended:
@@ -244,6 +255,11 @@ class Zygote:
         replies = self._replies
         self._replies = []
         return replies
+
+    def __del__(self) -> None:
+        # An exception between the birth and the first one to hold this would leave a zombie.
+        if hasattr(self, "_exitcode"):
+            self.close()
 
     def close(self) -> None:
         """End the zygote and all workers that are left, at once, and release everything.

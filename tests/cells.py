@@ -53,24 +53,23 @@ class Outcome:
 
 def words(error: BaseException) -> tuple[str, str, str]:
     """Return type, message and type of the cause of an error, without addresses."""
-    message = re.sub(r"0x[0-9a-f]+", "0x", str(error))
     cause = type(error.__cause__).__qualname__
-    return f"{type(error).__module__}.{type(error).__qualname__}", message, cause
+    return f"{type(error).__module__}.{type(error).__qualname__}", plain(str(error)), cause
 
 
 def plain(value: Any) -> Any:
     """Return a value such that copies made by different pools compare equal."""
     if isinstance(value, list):
         return [plain(each) for each in value]
-    if isinstance(value, BaseException):
-        return words(value)
+    if isinstance(value, str):
+        return re.sub(r"0x[0-9a-f]+", "0x", value)
     return value.seen if hasattr(value, "seen") else value
 
 
 # -- Faults ---------------------------------------------------------------------------------------
 
 
-class Refusal(Exception):
+class RefusalError(Exception):
     """An error that pickles but does not unpickle: its two arguments are not its ``args``."""
 
     def __init__(self, item: int, reason: str) -> None:
@@ -92,7 +91,7 @@ class Fault:
             case "error that does not pickle":
                 raise ValueError(threading.Lock())
             case "error that does not unpickle":
-                raise Refusal(self.position, "refused")
+                raise RefusalError(self.position, "refused")
             case "StopIteration":
                 raise StopIteration(self.position)
             case "SystemExit":
@@ -234,6 +233,7 @@ class Tally:
         self.calls = 0
 
     def __call__(self, item: Any) -> tuple[int, Any]:
+        """Count and observe."""
         self.calls += 1
         return self.calls, observe(item)
 
@@ -278,7 +278,7 @@ MAKE_CALLABLE: dict[str, Callable[[], Callable[[Any], Any]]] = {
     "partial": lambda: functools.partial(call, Tally()),
     "bound method": lambda: Tally().method,
     "callable object": Tally,
-    "lambda": lambda: lambda item: observe(item),
+    "lambda": lambda: lambda item: call(observe, item),
     "closure": _closure,
     "local class": _local_class,
 }

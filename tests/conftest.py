@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, TypeAlias
 
-import pairpool
 import pytest
+
+import pairpool
 from holdings import Holdings, remains
 from tasks import Line
 
@@ -20,13 +21,13 @@ _failed = pytest.StashKey[bool]()
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Iterator[None]:  # pragma: no branch
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Remember whether the test itself failed, for `no_leftovers`."""
     report = yield
-    if report.when == "call":  # type: ignore[attr-defined]
-        item.stash[_failed] = report.failed  # type: ignore[attr-defined]
-    return report  # type: ignore[return-value]
+    if report.when == "call":
+        item.stash[_failed] = report.failed
+    return report
 
 
 @pytest.fixture(autouse=True)

@@ -41,14 +41,14 @@ _ARENA = "/dev/shm/pym-"
 
 
 def _stdlib_processes() -> set[int]:
-    server = multiprocessing.forkserver._forkserver  # type: ignore[attr-defined]
+    server = multiprocessing.forkserver._forkserver
     tracker = resource_tracker._resource_tracker
     pids = (getattr(server, "_forkserver_pid", None), getattr(tracker, "_pid", None))
     return {pid for pid in pids if pid is not None}
 
 
 def _stdlib_descriptors() -> set[int]:
-    server = multiprocessing.forkserver._forkserver  # type: ignore[attr-defined]
+    server = multiprocessing.forkserver._forkserver
     tracker = resource_tracker._resource_tracker
     ends = (getattr(server, "_forkserver_alive_fd", None), getattr(tracker, "_fd", None))
     return {end for end in ends if end is not None}

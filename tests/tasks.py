@@ -6,6 +6,8 @@ Kept free of pytest: a worker of the spawn method imports this module before its
 from __future__ import annotations
 
 import os
+from typing import Any
+
 
 class Line:
     """A pipe between the test and the tasks of a forked pool, by which each tells the other.
@@ -32,3 +34,45 @@ class Line:
         """Close both ends."""
         os.close(self.reading)
         os.close(self.writing)
+
+
+# -- Tasks ----------------------------------------------------------------------------------------
+
+
+def identity(value: Any) -> Any:
+    """Return what was given."""
+    return value
+
+
+def add(left: int, right: int) -> int:
+    """Return the sum."""
+    return left + right
+
+
+def fail(value: Any) -> Any:
+    """Raise an error that names the value."""
+    raise ValueError(f"fails at {value}")
+
+
+def fail_at_zero(value: int) -> int:
+    """Raise for 0 and return any other number."""
+    if value == 0:
+        raise ValueError("fails at 0")
+    return value
+
+
+def wait_for(line: Line) -> bytes:
+    """Return what is told on a line, once it is."""
+    return line.await_told()
+
+
+def tell_and_wait(inside: Line, gate: Line) -> int:
+    """Tell that the task runs, wait until it may end, and return the worker's pid."""
+    inside.tell(b"i")
+    gate.await_told()
+    return os.getpid()
+
+
+def worker_pid(_: Any = None) -> int:
+    """Return the pid of the worker."""
+    return os.getpid()

@@ -19,8 +19,9 @@ import unittest
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import pairpool
 import pytest
+
+import pairpool
 from holdings import Holdings, remains
 
 START_METHODS = ("fork", "forkserver", "spawn")
@@ -45,6 +46,7 @@ class _Installed:
     """Runs a class of CPython's tests with one start method, and with our pools in place."""
 
     start_method = ""
+    method_before: str | None
 
     @classmethod
     def setUpClass(cls) -> None:
@@ -60,20 +62,22 @@ class _Installed:
         multiprocessing.set_start_method(cls.method_before, force=True)
 
 
-class _Processes(cpython.ProcessesMixin):  # type: ignore[misc]
-    Pool = staticmethod(pairpool.Pool)
-
-
-class _Threads(cpython.ThreadsMixin):  # type: ignore[misc]
-    Pool = staticmethod(pairpool.ThreadPool)
-
-
-_POOL_TESTS: list[tuple[type, type | None]] = [
-    (cpython._TestPool, _Processes),
-    (cpython._TestPool, cpython.ManagerMixin),
-    (cpython._TestPoolWorkerErrors, _Processes),
-    (cpython._TestPoolWorkerLifetime, _Processes),
-    (cpython.TestPoolNotLeakOnFailure, None),
+# What CPython mixes into a class of tests to make it one over processes, threads or a manager.
+_MIXINS: dict[str, type] = {
+    "Processes": cpython.ProcessesMixin,
+    "Threads": cpython.ThreadsMixin,
+    "Manager": cpython.ManagerMixin,
+}
+_POOLS: dict[str, Any] = {
+    "Processes": {"Pool": staticmethod(pairpool.Pool)},
+    "Threads": {"Pool": staticmethod(pairpool.ThreadPool)},
+}
+_POOL_TESTS = [
+    (cpython._TestPool, "Processes"),
+    (cpython._TestPool, "Manager"),
+    (cpython._TestPoolWorkerErrors, "Processes"),
+    (cpython._TestPoolWorkerLifetime, "Processes"),
+    (cpython.TestPoolNotLeakOnFailure, ""),
 ]
 
 # Classes in which only these tests make a pool; the others would test CPython alone.
@@ -109,42 +113,34 @@ def _define(name: str, bases: tuple[type, ...], body: dict[str, Any]) -> None:
 def _define_tests(start_method: str) -> None:
     title = start_method.capitalize()
     here = {"start_method": start_method}
-    for base, mixin in _POOL_TESTS:
-        mixins = () if mixin is None else (mixin,)
-        over = "" if mixin is None else mixin.__name__.removeprefix("_").removesuffix("Mixin")
-        name = f"{title}{over}{base.__name__.removeprefix('_')}"
+    for base, over in _POOL_TESTS:
+        mixins = [_MIXINS[over]] if over else []
         bases = (_Installed, base, *mixins, unittest.TestCase)
-        _define(name, bases, {**_without_skipped(base), **here})
+        name = f"{title}{over}{base.__name__.removeprefix('_')}"
+        _define(name, bases, {**_POOLS.get(over, {}), **_without_skipped(base), **here})
     for name, tests in _SINGLE_TESTS.items():
         base = getattr(cpython, name)
         if any(hasattr(base, test) for test in tests):
             _define(f"{title}{name}", (_Installed, base), {**_only(base, tests), **here})
+    _define(
+        f"{title}MainHandling",
+        (main_handling.MultiProcessingCmdLineMixin, unittest.TestCase),
+        {
+            **here,
+            "main_in_children_source": main_handling.test_source
+            if start_method == "fork"
+            else main_handling.test_source_main_skipped_in_children,
+        },
+    )
 
 
 for _method in START_METHODS:
     _define_tests(_method)
 _define(
     "ThreadsTestPool",
-    (cpython._TestPool, _Threads, unittest.TestCase),
-    {**_without_skipped(cpython._TestPool)},
+    (cpython._TestPool, _MIXINS["Threads"], unittest.TestCase),
+    _POOLS["Threads"],
 )
-
-
-class _MainHandling(main_handling.MultiProcessingCmdLineMixin):  # type: ignore[misc]
-    """Programs, packages and zip files as ``__main__``, whose pool comes from pairpool."""
-
-
-for _method in START_METHODS:
-    _define(
-        f"{_method.capitalize()}MainHandling",
-        (_MainHandling, unittest.TestCase),
-        {
-            "start_method": _method,
-            "main_in_children_source": main_handling.test_source
-            if _method == "fork"
-            else main_handling.test_source_main_skipped_in_children,
-        },
-    )
 
 
 @pytest.fixture(autouse=True)

@@ -10,13 +10,25 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pairpool
 import pytest
-from cells import CHUNKSIZES, FACES, FAULTS, ITEMS, MAKE_CALLABLE, MAKE_ITEMS, Cell, Outcome, observe_cell
+
+import pairpool
+from cells import (
+    CHUNKSIZES,
+    FACES,
+    FAULTS,
+    ITEMS,
+    MAKE_CALLABLE,
+    MAKE_ITEMS,
+    Cell,
+    Outcome,
+    RefusalError,
+    observe_cell,
+)
 
 WORKERS = 2
 
@@ -50,6 +62,10 @@ def _like_an_error(cell: Cell, ours: Outcome, reference: Reference) -> bool:
     """Accept what the library does for an ordinary error, but for the error's own words."""
     expected = reference(replace(cell, fault="error within"))
     return _without_words(ours) == _without_words(expected) and cell.fault in str(ours)
+
+
+def _like_a_named_error(cell: Cell, ours: Outcome, reference: Reference) -> bool:
+    return _like_an_error(replace(cell, fault=RefusalError.__name__), ours, reference)
 
 
 def _without_words(outcome: Outcome) -> str:
@@ -93,7 +109,7 @@ DIFFERENCES = {
         "it in the worker, and send the name and the words of an error that does not survive",
         covers=lambda cell: cell.fault == "error that does not unpickle",
         accepts=lambda cell, ours, reference: _like_an_error(
-            replace(cell, fault="Refusal"), ours, reference
+            replace(cell, fault="RefusalError"), ours, reference
         ),
         example=Cell("apply", None, "function", "ints", "error that does not unpickle"),
         stdlib_hangs=True,
@@ -101,9 +117,9 @@ DIFFERENCES = {
     "sized iterables that fail": Difference(
         why="of an iterable with a length the library awaits as many chunks as the length promises, "
         "for ever if it fails before the last; ours ends with the error in whatever chunk it comes",
-        covers=lambda cell: cell.fault == "sized iterable fails"
-        and cell.face in MAPS
-        and cell.chunksize != LARGEST,
+        covers=lambda cell: (
+            cell.fault == "sized iterable fails" and cell.face in MAPS and cell.chunksize != LARGEST
+        ),
         accepts=lambda cell, ours, reference: ours == reference(replace(cell, chunksize=LARGEST)),
         example=Cell("map", 1, "function", "ints", "sized iterable fails"),
         stdlib_hangs=True,
@@ -118,9 +134,11 @@ DIFFERENCES = {
     "default chunks in parts": Difference(
         why="a chunk that nobody asked for may be split to balance the work; its parts are pickled "
         "apart, so that items and callables of one chunk may share no state",
-        covers=lambda cell: cell.face in MAPS
-        and cell.chunksize is None
-        and (cell.callable in STATEFUL or cell.items in SHARED),
+        covers=lambda cell: (
+            cell.face in MAPS
+            and cell.chunksize is None
+            and (cell.callable in STATEFUL or cell.items in SHARED)
+        ),
         accepts=_in_parts_of_chunks,
         example=Cell("map", None, "function", "sharers"),
     ),
@@ -144,6 +162,9 @@ def is_sensible(cell: Cell) -> bool:
     if cell.face.startswith("apply"):
         # Arguments are single objects: there is no iterable that could fail.
         return cell.chunksize is None and "iterable" not in cell.fault
+    if cell.fault == "StopIteration" and cell.face == "imap_unordered" and not _in_chunks(cell):
+        # Raised by next() it ends the caller's loop, after whichever results came before it.
+        return False
     if cell.fault == "two errors":
         # Of errors in different chunks the first to arrive is raised, whichever that is.
         return not (cell.face in MAPS and cell.chunksize == 1)
@@ -153,26 +174,26 @@ def is_sensible(cell: Cell) -> bool:
 @contextmanager
 def both_pools(start_method: str) -> Iterator[tuple[Any, Reference]]:
     """Make a pool of ours and one of the library's; the latter answers as a reference."""
-    theirs = multiprocessing.get_context(start_method).Pool(WORKERS)
-    ours = pairpool.get_context(start_method).Pool(WORKERS)
-    try:
+    with ExitStack() as ends:
+        theirs, ours = (
+            ends.enter_context(library.get_context(start_method).Pool(WORKERS))
+            for library in (multiprocessing, pairpool)
+        )
         yield ours, lambda cell: observe_cell(theirs, cell)
-    finally:
-        for pool in (ours, theirs):
-            pool.terminate()
-            pool.join()
+    for pool in (ours, theirs):
+        pool.join()
 
 
-def disagreements(start_method: str, cells: list[Cell]) -> list[str]:
-    """Return every cell in which we differ from the library otherwise than listed."""
+def expect_agreement(start_method: str, cells: list[Cell]) -> None:
+    """Fail with every cell in which we differ from the library otherwise than listed."""
     found = []
     with both_pools(start_method) as (pool, reference):
-        for cell in cells:
+        for cell in filter(is_sensible, cells):
             ours = observe_cell(pool, cell)
             if not agrees(cell, ours, reference):
                 found.append(f"{cell}:\n    ours   {ours}\n    stdlib {_shown(cell, reference)}")
         assert pool.map(abs, range(-ITEMS, 0)) == list(range(ITEMS, 0, -1)), "the pool still works"
-    return found
+    assert not found, "\n".join(found)
 
 
 def _shown(cell: Cell, reference: Reference) -> str:
@@ -186,7 +207,7 @@ def test_every_callable_sees_every_kind_of_items_alike(face: str, kind: str) -> 
     """Without faults, each callable gives on each kind of items what it gives in the library."""
     cells = [Cell(face, size, kind, items) for size in CHUNKSIZES for items in MAKE_ITEMS]
 
-    assert disagreements("fork", [cell for cell in cells if is_sensible(cell)]) == []
+    expect_agreement("fork", cells)
 
 
 @pytest.mark.parametrize("kind", MAKE_CALLABLE)
@@ -195,7 +216,7 @@ def test_every_fault_ends_alike(face: str, kind: str) -> None:
     """Each fault ends in the same results and errors as in the library, and harms nothing else."""
     cells = [Cell(face, size, kind, "ints", fault) for size in CHUNKSIZES for fault in FAULTS]
 
-    assert disagreements("fork", [cell for cell in cells if is_sensible(cell)]) == []
+    expect_agreement("fork", cells)
 
 
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
@@ -203,13 +224,18 @@ def test_every_fault_ends_alike(face: str, kind: str) -> None:
 def test_started_otherwise_the_outcome_is_the_same(face: str, method: str) -> None:
     """What holds for forked workers holds for those started afresh."""
     kinds = ("function", "callable object", "closure")
-    contents = (("ints", "none"), ("sharers", "none"), ("ints", "error within"), ("generator", "iterable fails within"))
+    contents = (
+        ("ints", "none"),
+        ("sharers", "none"),
+        ("ints", "error within"),
+        ("generator", "iterable fails within"),
+    )
     cells = [
         Cell(face, size, kind, items, fault)
         for size, kind, (items, fault) in itertools.product((None, 3), kinds, contents)
     ]
 
-    assert disagreements(method, [cell for cell in cells if is_sensible(cell)]) == []
+    expect_agreement(method, cells)
 
 
 @pytest.mark.parametrize("name", DIFFERENCES)

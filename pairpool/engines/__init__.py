@@ -74,7 +74,12 @@ class Handlers(Protocol):
     def on_cut(self, cut: tuple[int, int]) -> None:
         """(packet, units the worker keeps)"""
 
-    def on_up(self, slot: int) -> None: ...
+    def on_open(self, slot: int) -> None:
+        """A slot that was asked for by `Engine.open` can be sent packets."""
+
+    def on_up(self, slot: int) -> None:
+        """Its worker has run the initializer."""
+
     def on_failed(self, failure: tuple[int, BaseException]) -> None:
         """(slot, what its initializer raised)"""
 

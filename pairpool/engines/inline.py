@@ -44,6 +44,7 @@ class InlineEngine:
         self._starting.extend(slots)
 
     def open(self, slot: int) -> None:
+        self.handlers.events.append((self.handlers.on_open, slot))
         self._starting.append(slot)
 
     def entry(self, slot: int, packet: int, body: Body) -> tuple[Any, int]:

@@ -85,13 +85,13 @@ class Kick:
             return
         try:
             os.eventfd_write(self.descriptor.fileno(), 1)
-        except OSError:
-            pass  # closed: nobody waits any more. Full: it is set already
+        except (OSError, ValueError):
+            pass  # full: it is set already; closed (number -1): nobody waits any more
 
     def clear(self) -> None:
         try:
             os.eventfd_read(self.descriptor.fileno())
-        except OSError:
+        except (OSError, ValueError):
             pass  # not set, or closed
 
 
@@ -259,7 +259,8 @@ class LocalEngine:
     """Offers worker processes as slots."""
 
     def __init__(self, context: BaseContext) -> None:
-        self.encoder: Encoder = _codec.CallerCodec()
+        # Made before the workers: it remembers what the main module has at this moment.
+        self.encoder: Encoder = _codec.Encoder(inherited=context.get_start_method() == "fork")
         self.credit = _channel.BUFFER_SIZE
         self.packet_room = _channel.charge(_framing.MESSAGE_LIMIT)
         self.body_room = _framing.MESSAGE_LIMIT - 1024
@@ -280,12 +281,12 @@ class LocalEngine:
 
     def start(self, handlers: Handlers, plan: WorkerPlan, slots: Sequence[int]) -> None:
         self.handlers = handlers
+        self._watch_ends = Watch()
+        self._inner, self._outer = self._watch_ends.inner, self._watch_ends.outer
+        self._pump_kick = Kick()
+        self._wake_kick = Kick()
         self._zygote = Zygote.start(self._context, WorkerSetup(plan.initializer, plan.initargs))
         try:
-            self._watch_ends = Watch()
-            self._inner, self._outer = self._watch_ends.inner, self._watch_ends.outer
-            self._pump_kick = Kick()
-            self._wake_kick = Kick()
             self._inner.register(self._pump_kick.descriptor, select.EPOLLIN)
             for slot in slots:
                 self._open(slot)
@@ -296,7 +297,8 @@ class LocalEngine:
             self._thread = threading.Thread(target=self._run, name="pairpool-io", daemon=True)
             self._thread.start()
         except BaseException:
-            self._close()
+            self._shutting = True
+            self._release()
             raise
 
     def await_spawned(self, handle: WorkerHandle) -> None:
@@ -421,7 +423,7 @@ class LocalEngine:
                 raise  # else: the epolls are closed
         finally:
             watched.remove(kick)
-            self._close_if_left()
+            self._close_watch()
         self.watch_until(self.handlers.look_at)
         return not self._shutting or ready()
 
@@ -551,6 +553,7 @@ class LocalEngine:
             return
         try:
             self._open(slot)
+            self.handlers.events.append((self.handlers.on_open, slot))
         except OSError as error:
             failure = errors.PairpoolError(f"a worker could not be started: {error}")
             self.handlers.events.append((self.handlers.on_failed, (slot, failure)))
@@ -573,25 +576,24 @@ class LocalEngine:
             self._zygote.stop(GRACE)
 
     def _end(self) -> None:
-        """The last thing the I/O thread does."""
+        """The last thing the I/O thread does; what is left of workers and zygote ends with it."""
         self._shutting = True
         self._pump_kick.set()
-        self._close_if_left()
+        self._release()
         self._finished.set()
         self.handlers.engine_shut()
 
-    def _close_if_left(self) -> None:
-        """Closes everything, unless a caller is still in his pump: then he does so when he leaves."""
-        if self._shutting and not self._pumpers and not self._handles:
-            self._close()
-
-    def _close(self) -> None:
-        """Releases everything. May be called twice."""
+    def _release(self) -> None:
+        """Ends the zygote and all workers, and closes everything but what a caller may still be pumping with."""
         self._zygote.close()
         for handle in list(self._handles.values()):
             handle.close()
         self._handles.clear()
-        for owner in ("_watch_ends", "_pump_kick", "_wake_kick"):
-            owned = getattr(self, owner, None)
-            if owned is not None:
-                owned.close()
+        self._by_descriptor.clear()
+        self._close_watch()
+
+    def _close_watch(self) -> None:
+        """Closes the epolls once nobody pumps: the last to leave does it. Twice does no harm."""
+        if self._shutting and not self._pumpers:
+            for owner in (self._watch_ends, self._pump_kick, self._wake_kick):
+                owner.close()

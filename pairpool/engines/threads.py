@@ -134,9 +134,13 @@ class ThreadEngine:
         self.handlers = handlers
         self.plan = plan
         for slot in slots:
-            self.open(slot)
+            self._start(slot)
 
     def open(self, slot: int) -> None:
+        self.handlers.events.append((self.handlers.on_open, slot))
+        self._start(slot)
+
+    def _start(self, slot: int) -> None:
         if slot not in self._slots:
             self._started += 1
             self._slots[slot] = opened = _Slot(self, slot, self._started)

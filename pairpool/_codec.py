@@ -1,0 +1,342 @@
+"""What crosses between caller and workers, as bytes: callables, arguments, results, errors.
+
+The caller has an `Encoder` for each pool, and each worker a `Decoder`.
+
+- Plain pickling first. Only what that cannot do, or what mentions the main module, is given to the
+  pickler that tells functions and classes by name from those by value (_by_value.py). What may go
+  by name is the ledger's to say (_ledger.py).
+- Reducers are code of the user's: everything here that pickles is called on the user's threads
+  (see semantics in DESIGN.md), raises what they raise, and leaves nothing behind where they do.
+"""
+
+from __future__ import annotations
+
+import enum
+import io
+import itertools
+import pickle
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import reduction
+from multiprocessing.pool import MaybeEncodingError
+from types import (
+    BuiltinFunctionType,
+    ClassMethodDescriptorType,
+    FunctionType,
+    MethodDescriptorType,
+    MethodType,
+    ModuleType,
+    WrapperDescriptorType,
+)
+from typing import Any, Final
+
+from pairpool import _passing
+from pairpool._by_value import PROTOCOL, SendingPickler
+from pairpool._fingerprint import ATOMS, CachedFunction
+from pairpool._kept import KeptDefinitions
+from pairpool._ledger import Ledger, Need, Witness
+from pairpool._passing import Collector, OwnedDescriptors, Reducer
+from pairpool._plain import PlainPickler
+from pairpool._remote_errors import decode_error, encode_error, safe_repr
+from pairpool._returning import dumps_return
+
+__all__ = [
+    "Decoder",
+    "Definition",
+    "DefinitionKind",
+    "Encoder",
+    "Need",
+    "Payload",
+    "decode_error",
+    "decode_result",
+    "encode_error",
+    "encode_result",
+]
+
+_GLOBAL: Final = pickle.STACK_GLOBAL
+_GLOBAL_END: Final = pickle.STACK_GLOBAL + pickle.MEMOIZE + pickle.STOP
+"""How the pickle of a name ends."""
+
+_BOUNDLESS: Final = (RecursionError, MemoryError)
+"""Errors of pickling that a second attempt would only repeat."""
+
+_SAME_AS_NATIVE: Final = frozenset(
+    # Reducers of the stdlib's that do what pickle does without them.
+    (reduction._reduce_method, reduction._reduce_method_descriptor, reduction._reduce_partial)
+)
+_METHODS_OF_TYPES: Final = (MethodDescriptorType, WrapperDescriptorType, ClassMethodDescriptorType)
+
+_idents = itertools.count(1)
+
+
+class DefinitionKind(enum.IntEnum):
+    """How often a worker loads a callable."""
+
+    NAMED = 0  # once: it is found by name
+    BY_VALUE = 1  # once for each definition
+    STATEFUL = 2  # for each chunk: it carries an object, and each chunk gets its own
+
+
+# Not frozen, though nobody changes one: a frozen dataclass takes four times as long to make.
+@dataclass(slots=True, eq=False)
+class Payload:
+    """Pickled bytes, and what they need to be unpickled."""
+
+    data: bytes
+    needs: tuple[Need, ...] = ()
+    """What of the main module a worker must have as the caller has it. If it has not, it unpickles nothing."""
+    fallback: Payload | None = None
+    """The same by value, where there are needs and it can be had; it may have needs that cannot be avoided."""
+    descriptors: tuple[int, ...] = ()
+    """Travel beside the bytes. Closed by `close()`, or with the last reference to the payload."""
+
+    def close(self) -> None:
+        """Close the descriptors, the fallback's too. A second call does nothing."""
+        if isinstance(self.descriptors, OwnedDescriptors):
+            self.descriptors.close()
+        if self.fallback is not None:
+            self.fallback.close()
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class Definition:
+    """A callable as it travels."""
+
+    ident: int
+    kind: DefinitionKind
+    payload: Payload
+
+
+class Encoder:
+    """The caller's half. Safe to use from several threads, and from reducers that it runs."""
+
+    nothing: Final = b""
+    """A payload that no object has."""
+
+    decode_error = staticmethod(decode_error)
+
+    def __init__(self, *, inherited: bool = False) -> None:
+        """Make it before the workers: it remembers what the main module has at this moment.
+
+        `inherited`: workers are forks of this process as it is now, so that nothing needs to be verified.
+        """
+        self._ledger = Ledger(inherited=inherited)
+        self._kept: KeptDefinitions[Definition] = KeptDefinitions(self._ledger)
+        self._plain = PlainPickler(_adapt)
+        self._expects_main = False  # the latest object had to do with the main module
+
+    # Callables.
+
+    def definition(self, function: Callable[..., Any]) -> Definition:
+        """Return the definition of a callable that a whole job uses."""
+        kept = self._kept.find(function)
+        return kept if kept is not None else self._define(function)
+
+    def call(
+        self, function: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> tuple[Definition | None, Payload]:
+        """Return what one call sends: the callable apart, or with the arguments where it carries an object."""
+        definition = self._kept.find(function)
+        if definition is None:
+            if not _travels_apart(function):
+                return None, self.dumps((function, arguments, keywords))
+            definition = self._define(function)
+        if not keywords and ATOMS.issuperset(map(type, arguments)):
+            return definition, Payload(pickle.dumps((arguments, keywords), PROTOCOL))
+        return definition, self.dumps((arguments, keywords))
+
+    def _define(self, function: Callable[..., Any]) -> Definition:
+        data = self._dumps_plainly(function)
+        if data is not None:
+            payload, pickler = Payload(data), None
+        else:
+            payload, pickler = self._encode_carefully(function)
+        kind = _kind(function, payload, pickler)
+        definition = Definition(next(_idents), kind, payload)
+        if _travels_apart(function) and not payload.descriptors:
+            self._kept.keep(function, definition, pickler, by_name=kind is DefinitionKind.NAMED)
+        return definition
+
+    # Data.
+
+    def dumps(self, obj: object) -> Payload:
+        """Pickle one object."""
+        if not self._expects_main:
+            data = self._dumps_plainly(obj)
+            if data is not None:
+                return Payload(data)
+        payload, pickler = self._encode_carefully(obj)
+        # Objects that follow are often like this one: spare them the plain attempt.
+        self._expects_main = pickler.met_main
+        return payload
+
+    @staticmethod
+    def is_atoms(items: Iterable[Any]) -> bool:
+        """Tell whether items can share a pickle without anyone noticing."""
+        return ATOMS.issuperset(map(type, items))
+
+    @staticmethod
+    def dumps_atoms(items: list[Any]) -> bytes:
+        """Pickle a list for which `is_atoms` holds. Runs no code of the user's."""
+        return pickle.dumps(items, PROTOCOL)
+
+    @staticmethod
+    def decode_value(data: Any) -> Any:
+        """Return a result. Raises what unpickling raises."""
+        return pickle.loads(data)
+
+    # What workers answer.
+
+    def accept(self, needs: Iterable[Need]) -> None:
+        """A worker has these: they are not asked for again."""
+        self._ledger.accept(needs)
+
+    def refuse(self, needs: Iterable[Need]) -> None:
+        """A worker has something else: these go by value from now on."""
+        self._ledger.refuse(needs)
+
+    @staticmethod
+    def dumps_needs(needs: Iterable[Need]) -> bytes:
+        """Write needs down for a worker."""
+        return dumps_needs(needs)
+
+    @staticmethod
+    def loads_needs(data: Any) -> list[Need]:
+        """Read the needs that a worker refused."""
+        return loads_needs(data)
+
+    # How an object is pickled.
+
+    def _dumps_plainly(self, obj: object) -> bytes | None:
+        """Pickle as the stdlib's pool does; None where that fails, or says too little."""
+        try:
+            data = self._plain.dumps(obj)
+        except _BOUNDLESS:
+            raise
+        except Exception:  # not told: the careful attempt raises the same, or the true reason
+            return None
+        return None if _GLOBAL in data and b"_main__" in data else data
+
+    def _encode_carefully(self, obj: object) -> tuple[Payload, SendingPickler]:
+        payload, pickler = self._pickle(obj)
+        self._ledger.went_by_value(pickler.by_value)
+        if pickler.needs:
+            try:
+                payload.fallback = self._fallback(obj)
+            except BaseException:
+                payload.close()
+                raise
+        return payload, pickler
+
+    def _fallback(self, obj: object) -> Payload | None:
+        for cautious in (False, True):
+            try:
+                return self._pickle(obj, fallback=True, cautious=cautious)[0]
+            except Exception:  # it can only go by name, then
+                continue
+        return None
+
+    def _pickle(self, obj: object, *, fallback: bool = False, cautious: bool = False) -> tuple[Payload, SendingPickler]:
+        file, collector = io.BytesIO(), Collector()
+        try:
+            pickler = SendingPickler(file, self._ledger, collector, fallback=fallback, cautious=cautious)
+            pickler.dump(obj)
+        except BaseException:
+            collector.close()
+            raise
+        return Payload(file.getvalue(), tuple(pickler.needs), None, collector.take()), pickler
+
+
+class Decoder:
+    """The worker's half. To be made before the initializer runs."""
+
+    def __init__(self) -> None:
+        self._witness = Witness()
+
+    def refused(self, needs: Iterable[Need]) -> list[Need]:
+        """Return those needs that this worker does not meet."""
+        return self._witness.refused(needs)
+
+    @staticmethod
+    def loads(data: Any, descriptors: Sequence[int] = ()) -> Any:
+        """Unpickle. Raises what unpickling raises; consumes the descriptors in any case."""
+        return _passing.loads(data, descriptors)
+
+
+def encode_result(value: object) -> bytes:
+    """Pickle a result; raises MaybeEncodingError as the stdlib's pool does, where that fails."""
+    if type(value) in ATOMS:
+        return pickle.dumps(value, PROTOCOL)
+    try:
+        return _results.dumps(value)
+    except _BOUNDLESS as error:
+        trouble: Exception = error
+    except Exception:
+        try:
+            return dumps_return(value)
+        except Exception as error:
+            trouble = error
+    raise MaybeEncodingError(trouble, _Shown(value))
+
+
+def decode_result(data: Any) -> object:
+    """Return a result. Raises what unpickling raises."""
+    return pickle.loads(data)
+
+
+def dumps_needs(needs: Iterable[Need]) -> bytes:
+    """Write needs down for the way."""
+    return pickle.dumps(tuple(needs), PROTOCOL)
+
+
+def loads_needs(data: Any) -> list[Need]:
+    """Read needs that were written down."""
+    return list(pickle.loads(data))
+
+
+class _Shown:
+    """Has the repr of a value, also where that one raises."""
+
+    def __init__(self, value: object) -> None:
+        self._value = value
+
+    def __repr__(self) -> str:
+        try:
+            return repr(self._value)
+        except BaseException:
+            return safe_repr(self._value)
+
+
+class _NotPlain(Exception):
+    """Raised by plain pickling where an object has a reducer that may pass descriptors."""
+
+
+def _adapt(reducer: Reducer) -> Reducer:
+    return reducer if reducer in _SAME_AS_NATIVE else _refuse_plain
+
+
+def _refuse_plain(obj: object) -> Any:
+    raise _NotPlain
+
+
+# Results pass no descriptors: there reducers do what they do in the stdlib.
+_results = PlainPickler(lambda reducer: reducer)
+
+
+def _travels_apart(function: Any) -> bool:
+    """Tell functions and classes from callables that carry an object with them."""
+    kind = type(function)
+    if kind is BuiltinFunctionType:
+        return type(function.__self__) is ModuleType
+    return kind is FunctionType or kind is CachedFunction or issubclass(kind, type)
+
+
+def _kind(function: Any, payload: Payload, pickler: SendingPickler | None) -> DefinitionKind:
+    if payload.data.endswith(_GLOBAL_END):
+        return DefinitionKind.NAMED
+    is_method_of_class = type(function) in (MethodType, BuiltinFunctionType) and isinstance(function.__self__, type)
+    if is_method_of_class or isinstance(function, _METHODS_OF_TYPES):
+        goes_by_name = pickler is None or not (pickler.by_value or pickler.functions or pickler.has_state)
+        return DefinitionKind.NAMED if goes_by_name else DefinitionKind.BY_VALUE
+    return DefinitionKind.BY_VALUE if _travels_apart(function) else DefinitionKind.STATEFUL
