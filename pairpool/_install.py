@@ -3,12 +3,15 @@
 One attribute of `multiprocessing.pool` is behind all the ways to a pool: ``multiprocessing.Pool``, ``get_context().Pool`` and
 ``multiprocessing.dummy.Pool`` look up the class there at each call. The trap: the stdlib's own ThreadPool calls
 ``Pool.__init__`` by that global name, so that ours would be run on an object that is none of ours. Ours hands such
-an object on to the original (`pairpool.pool.Pool.__new__` is not involved: the object exists already).
+an object on to the original.
+
+One more place keeps the class itself: the table of what a `multiprocessing.Manager` can make.
 """
 
 from __future__ import annotations
 
 import multiprocessing.pool as stdlib
+import sys
 from types import TracebackType
 from typing import Any
 
@@ -39,14 +42,22 @@ def install() -> Installation:
     """
     if not _originals:
         _originals.update(Pool=stdlib.Pool, ThreadPool=stdlib.ThreadPool)
-        stdlib.Pool = Pool  # type: ignore[misc]
-        stdlib.ThreadPool = ThreadPool  # type: ignore[misc]
+        _put(Pool, ThreadPool)
     return Installation()
 
 
 def uninstall() -> None:
     """Gives the standard library its own pools back."""
     if _originals:
-        stdlib.Pool = _originals["Pool"]  # type: ignore[misc]
-        stdlib.ThreadPool = _originals["ThreadPool"]  # type: ignore[misc]
+        _put(_originals["Pool"], _originals["ThreadPool"])
         _originals.clear()
+
+
+def _put(pool: Any, thread_pool: Any) -> None:
+    stdlib.Pool = pool  # type: ignore[misc]
+    stdlib.ThreadPool = thread_pool  # type: ignore[misc]
+    # Where nobody has imported it yet it will find the class that is in place then.
+    managers = sys.modules.get("multiprocessing.managers")
+    if managers is not None:
+        registry = managers.SyncManager._registry
+        registry["Pool"] = (pool, *registry["Pool"][1:])

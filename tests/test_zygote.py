@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import zygotes
 from forks import run_in_child
-from zygotes import Nest, has_ended, next_number
+from zygotes import Nest, has_ended, next_number, stop_process
 
 from pairpool import _orders
 from pairpool._orders import Kind
@@ -327,7 +327,7 @@ class TestSignals:
         worker = nest.spawn()
         spawned = worker.spawned()
         child = os.pidfd_open(worker.call(zygotes.start_child))
-        os.kill(nest.zygote.pid, signal.SIGSTOP)
+        stop_process(nest.zygote.pid)
 
         nest.zygote.signal(0, signal.SIGKILL, group=True)
 
@@ -396,7 +396,7 @@ class TestStop:
         deaf, stopped = nest.spawn(0), nest.spawn(1)
         deaf.call(zygotes.ignore, signal.SIGTERM)
         child = os.pidfd_open(deaf.call(zygotes.start_child))
-        os.kill(stopped.call(os.getpid), signal.SIGSTOP)
+        stop_process(stopped.call(os.getpid))
 
         nest.zygote.stop(0.01)
 
@@ -463,7 +463,7 @@ class TestClose:
     def test_stopped_zygote(self, nest: Nest) -> None:
         """A zygote that is stopped is closed like any other."""
         spawned = nest.spawn().spawned()
-        os.kill(nest.zygote.pid, signal.SIGSTOP)
+        stop_process(nest.zygote.pid)
 
         nest.zygote.close()
 
@@ -538,7 +538,7 @@ class TestZygoteEnds:
     def test_orders_under_way(self, make_nest: MakeNest) -> None:
         """Each order that a zygote took with it is told of as failed, with how the zygote ended."""
         nest = make_nest("fork")
-        os.kill(nest.zygote.pid, signal.SIGSTOP)
+        stop_process(nest.zygote.pid)
         nest.spawn(0)
         nest.spawn(1)
         os.kill(nest.zygote.pid, signal.SIGKILL)
@@ -568,22 +568,22 @@ class TestMessages:
         assert worker.retire() == 0
         assert before >= descriptors_of(nest.zygote.pid)
 
-    def test_garbage(self, capfd: pytest.CaptureFixture[str], nest: Nest) -> None:
-        """A parent that sends garbage loses its zygote, with the reason on stderr, and no worker."""
+    def test_garbage(self, nest: Nest, start_method: str) -> None:
+        """A parent that sends garbage loses its zygote, and no worker."""
         worker = nest.spawn()
         worker.call(os.getpid)
 
         nest.zygote.channel.send(b"garbage")
 
         assert has_ended(nest.zygote.pidfd)
-        assert "FramingError" in capfd.readouterr().err
+        assert nest.zygote.exitcode == (None if start_method == "forkserver" else 1)
         assert worker.call(len, "abc") == 3
 
     def test_full_channel(self, nest: Nest) -> None:
         """Orders that the channel has no room for wait, and are obeyed in order."""
         worker = nest.spawn()
         worker.call(os.getpid)
-        os.kill(nest.zygote.pid, signal.SIGSTOP)
+        stop_process(nest.zygote.pid)
         while not nest.zygote.pending:
             nest.zygote.signal(0, signal.SIGCONT)
         nest.zygote.signal(0, signal.SIGTERM)

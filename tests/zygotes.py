@@ -145,11 +145,12 @@ class Nest:
         self._pidfds.clear()
 
 
-def await_state(pid: int, state: str) -> None:
-    """Wait until a process is in this state, a letter as in /proc/PID/stat."""
+def stop_process(pid: int) -> None:
+    """Stop a process, and wait until it is stopped: a signal sent next finds it so."""
+    os.kill(pid, signal.SIGSTOP)
     while True:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            if file.read().rpartition(") ")[2][0] == state:
+            if file.read().rpartition(") ")[2][0] == "T":
                 return
         os.sched_yield()
 
