@@ -32,16 +32,22 @@ from pairpool._surroundings import (
 
 
 class Birth:
-    """What is made for one zygote: the parent's things and those of the zygote."""
+    """What is made for one zygote, before, with and after its process."""
 
     def __init__(self, caller: Caller, setup: WorkerSetup) -> None:
         self.caller = caller
         self.setup = setup
         self.pids: list[int] = []  # of the zygote, once there is one
         self.deadman = Deadman()
-        self.parent_pidfd = Descriptor(os.pidfd_open(caller.pid))
+        self.parent_pidfd = Descriptor.of(os.pidfd_open, caller.pid)
         self.parent_end, self.zygote_end = _orders.socketpair()
         _descriptors.register(self.deadman, self.parent_pidfd, self.parent_end, self.zygote_end)
+
+    def start(self) -> None:
+        """Start the zygote."""
+        _STARTERS[self.caller.method](self)
+        self.pidfd = Descriptor.of(os.pidfd_open, self.pids[0])
+        _descriptors.register(self.pidfd)
 
     def close_zygote_ends(self) -> None:
         """Close in the parent what only the zygote needs."""
@@ -51,8 +57,11 @@ class Birth:
 
     def abandon(self) -> None:
         """Undo what was done, after an exception."""
-        self.deadman.close()  # kills a zygote that there is
+        self.close_zygote_ends()
         self.parent_end.close()
+        self.deadman.close()  # kills the zygote, if there is one
+        if hasattr(self, "pidfd"):
+            self.pidfd.close()
         for pid in self.pids:
             try:
                 os.waitpid(pid, 0)
@@ -126,8 +135,10 @@ def _start_by_process(birth: Birth, process: _ZygoteProcess) -> None:
     popen.close()
 
 
-STARTERS: dict[str, Callable[[Birth], None]] = {
+_STARTERS: dict[str, Callable[[Birth], None]] = {
     "fork": _start_by_fork,
     "spawn": lambda birth: _start_by_process(birth, _SpawnZygote(birth)),
     "forkserver": lambda birth: _start_by_process(birth, _ForkServerZygote(birth)),
 }
+
+START_METHODS = tuple(_STARTERS)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import builtins
 import collections
 import copyreg
+import enum
 import functools
 import io
 import logging
@@ -25,20 +26,23 @@ import types
 import weakref
 from collections.abc import Callable, Iterable
 from types import FunctionType
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from cloudpickle import cloudpickle
 
-from pairpool._fingerprint import ATOMS, CachedFunction, Definition, in_main, is_definition, is_found_by_name
+from pairpool._anatomy import ATOMS, CachedFunction, Definition, in_main, is_definition, is_found_by_name
 from pairpool._ledger import Ledger, Need, binding_of
 from pairpool._namespaces import MAIN_NAMES, Namespace, home_of, namespace, plant
 from pairpool._passing import Collector, Reducer, extra_reducers
 
 PROTOCOL: Final = 5
-SUPPORTED_CLOUDPICKLE: Final = "cloudpickle>=3.1,<4"
+SUPPORTED_CLOUDPICKLE: Final = "cloudpickle>=3.0,<4"
 
 Reduced = Any
 """What a reducer returns."""
+
+Brought = list[tuple[str, int, Any]]
+"""Globals that a function takes along: name, version and value."""
 
 _IDENTITY_OF_MODULE: Final = ("__package__", "__name__", "__path__", "__file__")
 
@@ -67,18 +71,24 @@ def check_cloudpickle() -> None:
     if not holds:
         import cloudpickle as package
 
-        raise ImportError(f"pairpool needs {SUPPORTED_CLOUDPICKLE}, and not {package.__version__}, which differs inside")
+        raise ImportError(
+            f"pairpool needs {SUPPORTED_CLOUDPICKLE}, and not {package.__version__}, which differs inside"
+        )
 
 
 check_cloudpickle()
 
-_DATA: Final = frozenset(
+_MAPPINGS: Final[tuple[dict[str, str], ...]] = ({}, collections.OrderedDict())
+_DATA: Final[frozenset[type]] = frozenset(
     # What cloudpickle would convert, often into something else.
-    (io.TextIOWrapper, memoryview, logging.Logger, logging.RootLogger, weakref.WeakSet, types.MethodType)
-    + tuple(
-        type(view)
-        for mapping in ({}, collections.OrderedDict[str, str]())
-        for view in (mapping.keys(), mapping.values(), mapping.items())
+    (
+        io.TextIOWrapper,
+        logging.Logger,
+        logging.RootLogger,
+        memoryview,
+        types.MethodType,
+        weakref.WeakSet,
+        *(type(view) for of in _MAPPINGS for view in (of.keys(), of.values(), of.items())),
     )
 )
 PARTS_OF_DEFINITIONS: Final[dict[type, Reducer]] = {
@@ -90,6 +100,9 @@ CLASS_MAKERS: Final = {
     cloudpickle._make_skeleton_class: 4,
     cloudpickle._make_skeleton_enum: 5,
 }
+_SPECIAL: Final = (
+    frozenset((type(None), type(NotImplemented), type(...))) | cloudpickle._BUILTIN_TYPE_NAMES.keys()
+)
 
 
 def is_importable(definition: Definition) -> bool:
@@ -97,6 +110,11 @@ def is_importable(definition: Definition) -> bool:
     if isinstance(definition, CachedFunction):  # cloudpickle knows nothing of these
         return is_found_by_name(definition)
     return bool(cloudpickle._should_pickle_by_reference(definition))
+
+
+def is_special(cls: type) -> bool:
+    """Tell whether a class has no name and yet is the interpreter's, as NoneType and FunctionType."""
+    return type(cls) is type and cls in _SPECIAL
 
 
 class DefinitionPickler(pickle.Pickler):
@@ -115,7 +133,7 @@ class DefinitionPickler(pickle.Pickler):
         """Tell whether a name is enough."""
         raise NotImplementedError
 
-    def globals_to_bring(self, home: str, names: Namespace) -> tuple[Namespace, Namespace]:
+    def globals_to_bring(self, home: str, names: Namespace) -> tuple[Brought, Brought]:
         """Return, of the globals a function uses, the definitions and the data to take along."""
         raise NotImplementedError
 
@@ -139,23 +157,21 @@ class DefinitionPickler(pickle.Pickler):
         return NotImplemented if reducer is None else self.reduce_registered(reducer, obj)
 
     def reduce_class(self, cls: type) -> Reduced:
-        return cloudpickle._class_reduce(cls) if not in_main(cls) else cloudpickle._dynamic_class_reduce(cls)
+        return cloudpickle._class_reduce(cls) if is_special(cls) else cloudpickle._dynamic_class_reduce(cls)
 
     def reduce_function(self, function: FunctionType) -> Reduced:
-        state, slots = cloudpickle._function_getstate(function)
+        attributes, slots = cloudpickle._function_getstate(function)
         names = slots.pop("__globals__")
         home = home_of(function.__globals__)
-        if home is None:
-            definitions, data = names, {}
-        else:
-            definitions, data = self.globals_to_bring(home, names)
+        definitions, data = self.globals_to_bring(home, names) if home is not None else ([], [])
         cells = None
         if function.__closure__ is not None:
             # Filled once the function exists: it may close over itself.
             cells = tuple(cloudpickle._make_empty_cell() for _ in function.__closure__)
         base = self._anonymous_globals(function) if home is None else None
         made_from = (function.__code__, home, base, cells)
-        return make_function, made_from, (state, slots, home, definitions, data), None, None, self.restorer()
+        state = (attributes, slots, home, names if home is None else None, definitions, data)
+        return make_function, made_from, state, None, None, self.restorer()
 
     def _anonymous_globals(self, function: FunctionType) -> Namespace:
         """Return globals for a function of no module; those that shared theirs share them in one pickle."""
@@ -165,28 +181,44 @@ class DefinitionPickler(pickle.Pickler):
         )
 
 
-class SendingPickler(DefinitionPickler):
-    """Pickles what a caller sends to workers.
+class Attempt(enum.Enum):
+    """How to pickle what a worker may have, and what it may not have."""
 
-    As a first attempt whatever a worker may well have goes by name, and is put down in `needs`;
-    as a `fallback` all that goes by value.
-    """
+    FIRST = "by name, and as a need"
+    FALLBACK = "by value"
+    CAUTIOUS = "by value, but data of functions that cannot be pickled is left out, as a need"
+    SHALLOW = "by value, without any data of functions: only to see whether it can be done"
+
+
+class Parcels(Protocol):
+    """Classes that were pickled before (see _parcels.py)."""
+
+    def reduce(self, cls: type, pickler: SendingPickler) -> Reduced:
+        """Reduce a class to its own pickle."""
+
+
+class SendingPickler(DefinitionPickler):
+    """Pickles what a caller sends to workers, and notes what it found out about it."""
 
     def __init__(
-        self, file: Any, ledger: Ledger, collector: Collector, *, fallback: bool = False, cautious: bool = False
+        self,
+        file: Any,
+        ledger: Ledger,
+        collector: Collector,
+        attempt: Attempt,
+        parcels: Parcels | None = None,
     ) -> None:
-        """`cautious`: data of functions that cannot be pickled is left out, and stays a need."""
         super().__init__(file)
         self.needs: dict[Need, None] = {}
         self.by_value: set[str] = set()  # bindings
         self.functions: list[FunctionType] = []  # that went by value
+        self.classes: list[type] = []  # that went by value
         self.data: list[tuple[Namespace, str, Any]] = []  # that they brought
-        self.has_state = False  # a class by value, or globals of no module: may change unseen
         self.met_main = False
         self._ledger = ledger
         self._collector = collector
-        self._fallback = fallback
-        self._cautious = cautious
+        self._attempt = attempt
+        self._parcels = parcels
 
     def stays_named(self, definition: Definition) -> bool:
         if not in_main(definition):
@@ -197,30 +229,40 @@ class SendingPickler(DefinitionPickler):
 
     def reduce_function(self, function: FunctionType) -> Reduced:
         self.functions.append(function)
-        self.has_state |= home_of(function.__globals__) is None
         return super().reduce_function(function)
 
     def reduce_class(self, cls: type) -> Reduced:
-        reduced = super().reduce_class(cls)
-        self.has_state |= reduced is not NotImplemented and reduced[0] in CLASS_MAKERS
-        return reduced
+        if not is_special(cls):
+            if self._parcels is not None:
+                return self._parcels.reduce(cls, self)
+            self.classes.append(cls)
+        return super().reduce_class(cls)
+
+    def nested(self, file: Any) -> SendingPickler:
+        """Return a pickler for a part of this pickle, which knows nothing of the rest."""
+        return SendingPickler(file, self._ledger, self._collector, self._attempt)
+
+    def include(self, part: SendingPickler) -> None:
+        """Take over what another pickler has found out."""
+        self.needs.update(part.needs)
+        self.by_value |= part.by_value
+        self.functions += part.functions
+        self.classes += part.classes
+        self.data += part.data
 
     def reduce_registered(self, reducer: Reducer, obj: object) -> Reduced:
         return self._collector.reduce(reducer, obj)
 
-    def globals_to_bring(self, home: str, names: Namespace) -> tuple[Namespace, Namespace]:
-        definitions, data = {}, {}
+    def globals_to_bring(self, home: str, names: Namespace) -> tuple[Brought, Brought]:
+        definitions: Brought = []
+        data: Brought = []
         for name, value in names.items():
             if not is_definition(value):
                 if self._brings_data(home, name, value):
-                    data[name] = value
+                    data.append((name, self._ledger.version_of(home, name, value), value))
                     self.data.append((namespace(home), name, value))
-            elif home in MAIN_NAMES:
-                self.met_main = True
-                if not self._refers_to(name):
-                    definitions[name] = value
-            elif (getattr(value, "__module__", None), getattr(value, "__qualname__", None)) != (home, name):
-                definitions[name] = value
+            elif self._brings_definition(home, name, value):
+                definitions.append((name, self._ledger.version_of(home, name, value), value))
         return definitions, data
 
     def restorer(self) -> Callable[[FunctionType, Any], None]:
@@ -232,37 +274,38 @@ class SendingPickler(DefinitionPickler):
             self.by_value.add(binding)
             return False
         pending = self._ledger.pending(needs)
-        if pending and self._fallback:
+        if pending and self._attempt is not Attempt.FIRST:
             return False
         self.needs.update(dict.fromkeys(pending))
         return True
 
+    def _brings_definition(self, home: str, name: str, value: Any) -> bool:
+        if home in MAIN_NAMES:
+            self.met_main = True
+            return not self._refers_to(name)
+        return (getattr(value, "__module__", None), getattr(value, "__qualname__", None)) != (home, name)
+
     def _brings_data(self, home: str, name: str, value: Any) -> bool:
-        if self._ledger.is_inherited(home, name):
+        if self._attempt is Attempt.SHALLOW or self._ledger.is_inherited(home, name):
             return False
         need = self._ledger.data_need(home, name)
         if need is None or type(value) in ATOMS:
             return True
         if not self._ledger.pending((need,)):
             return False
-        if self._fallback and not (self._cautious and not self._can_pickle(value)):
+        if self._attempt is Attempt.FALLBACK or (
+            self._attempt is Attempt.CAUTIOUS and self._can_pickle(value)
+        ):
             return True
         self.needs[need] = None
         return False
 
     def _can_pickle(self, value: Any) -> bool:
         try:
-            _ShallowPickler(io.BytesIO(), self._ledger, self._collector, fallback=True).dump(value)
+            SendingPickler(io.BytesIO(), self._ledger, self._collector, Attempt.SHALLOW).dump(value)
         except Exception:
             return False
         return True
-
-
-class _ShallowPickler(SendingPickler):
-    """Finds out whether a datum itself can be pickled, whatever the functions in it bring."""
-
-    def _brings_data(self, home: str, name: str, value: Any) -> bool:
-        return False
 
 
 def reduce_cached_function(cached: Any) -> Reduced:
@@ -294,28 +337,28 @@ def make_function(
 
 def restore_sent_function(function: FunctionType, state: Any) -> None:
     """Finish a function that a caller sent: what it brings replaces what the main module has."""
-    _restore_function(function, state, overwrite=True)
+    _restore_function(function, state, replace=True)
 
 
 def restore_returned_function(function: FunctionType, state: Any) -> None:
     """Finish a function that a worker sent back: what it brings only fills gaps."""
-    _restore_function(function, state, overwrite=False)
+    _restore_function(function, state, replace=False)
 
 
-def _restore_function(function: FunctionType, state: Any, *, overwrite: bool) -> None:
-    attributes, slots, home, definitions, data = state
+def _restore_function(function: FunctionType, state: Any, *, replace: bool) -> None:
+    attributes, slots, home, anonymous, definitions, data = state
     function.__dict__.update(attributes)
     slots.pop("_cloudpickle_submodules")  # were there to be imported
     _fill_cells(function, slots.pop("__closure__"))
     for name, value in slots.items():
         setattr(function, name, value)
     if home is None:
-        function.__globals__.update(definitions)
+        function.__globals__.update(anonymous)
         return
-    for name, value in definitions.items():
-        plant(home, name, value, overwrite=overwrite and home in MAIN_NAMES)
-    for name, value in data.items():
-        plant(home, name, value, overwrite=False)
+    for name, version, value in definitions:
+        plant(home, name, value, version, replace=replace and home in MAIN_NAMES)
+    for name, version, value in data:
+        plant(home, name, value, version, replace=False)
 
 
 def _fill_cells(function: FunctionType, filled: Iterable[types.CellType] | None) -> None:

@@ -17,9 +17,8 @@ import itertools
 import pickle
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import reduction
-from multiprocessing.pool import MaybeEncodingError
+from multiprocessing.pool import MaybeEncodingError  # type: ignore[attr-defined]  # typeshed has it not
 from types import (
     BuiltinFunctionType,
     ClassMethodDescriptorType,
@@ -32,10 +31,11 @@ from types import (
 from typing import Any, Final
 
 from pairpool import _passing
-from pairpool._by_value import PROTOCOL, SendingPickler
-from pairpool._fingerprint import ATOMS, CachedFunction
+from pairpool._anatomy import ATOMS, CachedFunction
+from pairpool._by_value import PROTOCOL, Attempt, SendingPickler
 from pairpool._kept import KeptDefinitions
 from pairpool._ledger import Ledger, Need, Witness
+from pairpool._parcels import ClassParcels
 from pairpool._passing import Collector, OwnedDescriptors, Reducer
 from pairpool._plain import PlainPickler
 from pairpool._remote_errors import decode_error, encode_error, safe_repr
@@ -63,7 +63,8 @@ _BOUNDLESS: Final = (RecursionError, MemoryError)
 
 _SAME_AS_NATIVE: Final = frozenset(
     # Reducers of the stdlib's that do what pickle does without them.
-    (reduction._reduce_method, reduction._reduce_method_descriptor, reduction._reduce_partial)
+    getattr(reduction, name, None)
+    for name in ("_reduce_method", "_reduce_method_descriptor", "_reduce_partial")
 )
 _METHODS_OF_TYPES: Final = (MethodDescriptorType, WrapperDescriptorType, ClassMethodDescriptorType)
 
@@ -85,9 +86,9 @@ class Payload:
 
     data: bytes
     needs: tuple[Need, ...] = ()
-    """What of the main module a worker must have as the caller has it. If it has not, it unpickles nothing."""
+    """What a worker must have as the caller has it. Where it has not, it unpickles nothing."""
     fallback: Payload | None = None
-    """The same by value, where there are needs and it can be had; it may have needs that cannot be avoided."""
+    """The same by value, if there are needs and it can be had. It may have needs that cannot be avoided."""
     descriptors: tuple[int, ...] = ()
     """Travel beside the bytes. Closed by `close()`, or with the last reference to the payload."""
 
@@ -123,6 +124,7 @@ class Encoder:
         """
         self._ledger = Ledger(inherited=inherited)
         self._kept: KeptDefinitions[Definition] = KeptDefinitions(self._ledger)
+        self._parcels = ClassParcels(self._ledger)
         self._plain = PlainPickler(_adapt)
         self._expects_main = False  # the latest object had to do with the main module
 
@@ -136,7 +138,7 @@ class Encoder:
     def call(
         self, function: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]
     ) -> tuple[Definition | None, Payload]:
-        """Return what one call sends: the callable apart, or with the arguments where it carries an object."""
+        """Return what one call sends: the callable apart, or with the arguments if it carries an object."""
         definition = self._kept.find(function)
         if definition is None:
             if not _travels_apart(function):
@@ -219,7 +221,7 @@ class Encoder:
         return None if _GLOBAL in data and b"_main__" in data else data
 
     def _encode_carefully(self, obj: object) -> tuple[Payload, SendingPickler]:
-        payload, pickler = self._pickle(obj)
+        payload, pickler = self._pickle(obj, Attempt.FIRST)
         self._ledger.went_by_value(pickler.by_value)
         if pickler.needs:
             try:
@@ -230,17 +232,18 @@ class Encoder:
         return payload, pickler
 
     def _fallback(self, obj: object) -> Payload | None:
-        for cautious in (False, True):
+        for attempt in (Attempt.FALLBACK, Attempt.CAUTIOUS):
             try:
-                return self._pickle(obj, fallback=True, cautious=cautious)[0]
+                return self._pickle(obj, attempt)[0]
             except Exception:  # it can only go by name, then
                 continue
         return None
 
-    def _pickle(self, obj: object, *, fallback: bool = False, cautious: bool = False) -> tuple[Payload, SendingPickler]:
+    def _pickle(self, obj: object, attempt: Attempt) -> tuple[Payload, SendingPickler]:
         file, collector = io.BytesIO(), Collector()
+        parcels = self._parcels if attempt is Attempt.FIRST else None
         try:
-            pickler = SendingPickler(file, self._ledger, collector, fallback=fallback, cautious=cautious)
+            pickler = SendingPickler(file, self._ledger, collector, attempt, parcels)
             pickler.dump(obj)
         except BaseException:
             collector.close()
@@ -308,7 +311,7 @@ class _Shown:
             return safe_repr(self._value)
 
 
-class _NotPlain(Exception):
+class _NotPlainError(Exception):
     """Raised by plain pickling where an object has a reducer that may pass descriptors."""
 
 
@@ -316,8 +319,8 @@ def _adapt(reducer: Reducer) -> Reducer:
     return reducer if reducer in _SAME_AS_NATIVE else _refuse_plain
 
 
-def _refuse_plain(obj: object) -> Any:
-    raise _NotPlain
+def _refuse_plain(_: object) -> Any:
+    raise _NotPlainError
 
 
 # Results pass no descriptors: there reducers do what they do in the stdlib.
@@ -335,8 +338,10 @@ def _travels_apart(function: Any) -> bool:
 def _kind(function: Any, payload: Payload, pickler: SendingPickler | None) -> DefinitionKind:
     if payload.data.endswith(_GLOBAL_END):
         return DefinitionKind.NAMED
-    is_method_of_class = type(function) in (MethodType, BuiltinFunctionType) and isinstance(function.__self__, type)
+    is_method_of_class = type(function) in (MethodType, BuiltinFunctionType) and isinstance(
+        function.__self__, type
+    )
     if is_method_of_class or isinstance(function, _METHODS_OF_TYPES):
-        goes_by_name = pickler is None or not (pickler.by_value or pickler.functions or pickler.has_state)
+        goes_by_name = pickler is None or not (pickler.functions or pickler.classes)
         return DefinitionKind.NAMED if goes_by_name else DefinitionKind.BY_VALUE
     return DefinitionKind.BY_VALUE if _travels_apart(function) else DefinitionKind.STATEFUL

@@ -25,6 +25,7 @@ import fcntl
 import os
 import select
 import signal
+from io import FileIO
 from itertools import chain, starmap
 
 # A pipe has 16 pages of room by default, and a user without privileges 16384 of them in all
@@ -35,42 +36,36 @@ _ROOM = 1  # bytes; the kernel rounds it up to one page
 class Deadman:
     """Both ends of a dead-man pipe, as the parent makes it."""
 
-    __slots__ = ("__weakref__", "_ends")
+    __slots__ = ("__weakref__", "_parent_end", "_worker_end")
 
     def __init__(self) -> None:
-        # The pipe is made and recorded in one step that no signal handler can split, so that an
-        # interrupt leaks nothing: from here on `__del__` sees to both ends.
-        self._ends: list[int] = []
-        self._ends += chain.from_iterable(starmap(os.pipe2, ((os.O_CLOEXEC,),)))
+        # The pipe is made, and given to objects that close it, in one step which no signal handler
+        # can split: an interrupt leaks nothing.
+        ends: list[FileIO] = []
+        ends += map(FileIO, chain.from_iterable(starmap(os.pipe2, ((os.O_CLOEXEC,),))), "rw")
+        self._worker_end, self._parent_end = ends
         try:
-            fcntl.fcntl(self._ends[1], fcntl.F_SETPIPE_SZ, _ROOM)
+            fcntl.fcntl(self._parent_end, fcntl.F_SETPIPE_SZ, _ROOM)
         except OSError:
             pass  # a courtesy to others only; a sandbox may refuse it
 
     @property
     def worker_end(self) -> int:
         """The descriptor for the process to be bound; -1 once the parent let go of it."""
-        return self._ends[0] if self._ends else -1
+        return -1 if self._worker_end.closed else self._worker_end.fileno()
 
     def close_worker_end(self) -> None:
         """Close the parent's copy of the worker's end, once the worker (or its zygote) has one."""
-        if self.worker_end >= 0:
-            number, self._ends[0] = self._ends[0], -1
-            os.close(number)
+        self._worker_end.close()
 
     def close_parent_end(self) -> None:
         """Close the bound process's copy of the parent's end, which a fork gave it."""
-        os.close(self._ends.pop())
+        self._parent_end.close()
 
     def close(self) -> None:
         """Let go: whatever group is bound is killed now, or as soon as it binds itself."""
-        ends, self._ends = self._ends, []
-        for number in ends:
-            if number >= 0:
-                os.close(number)
-
-    def __del__(self) -> None:
-        self.close()
+        self._worker_end.close()
+        self._parent_end.close()
 
 
 def bind(worker_end: int) -> None:

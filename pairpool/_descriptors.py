@@ -41,6 +41,8 @@ import traceback
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from io import FileIO
+from itertools import starmap
 from typing import Any, Protocol
 
 
@@ -51,35 +53,34 @@ class Owner(Protocol):
 
 
 class Descriptor:
-    """Owns one descriptor, and closes it at the latest when it is collected."""
+    """Owns one descriptor, and closes it at the latest when it is collected, with a ResourceWarning.
 
-    __slots__ = ("__weakref__", "_number")
+    No ``__del__`` does that, but a `FileIO`: an interrupt that strikes in a ``__del__``, where Python
+    looks for signals first thing, is swallowed, and what was to be done is not done.
+    """
+
+    __slots__ = ("__weakref__", "_file")
 
     def __init__(self, number: int) -> None:
-        self._number = number
+        self._file = FileIO(number)
+
+    @classmethod
+    def of(cls, function: Callable[..., int], *args: object) -> Descriptor:
+        """Own the descriptor that this function opens, in one step which no signal handler can split."""
+        self = cls.__new__(cls)
+        (self._file,) = map(FileIO, starmap(function, (args,)))
+        return self
 
     def fileno(self) -> int:
         """Return the number of the descriptor; -1 once it is closed, as a socket does."""
-        return self._number
-
-    def detach(self) -> int:
-        """Give the descriptor away and return its number."""
-        number, self._number = self._number, -1
-        return number
+        return -1 if self._file.closed else self._file.fileno()
 
     def close(self) -> None:
         """Close the descriptor, once."""
-        # Forgotten before it is closed: an interrupt between the two may leak it, but can never
-        # make a second close hit a stranger that was given the same number.
-        number, self._number = self._number, -1
-        if number >= 0:
-            os.close(number)
-
-    def __del__(self) -> None:
-        self.close()
+        self._file.close()
 
     def __repr__(self) -> str:
-        return f"<Descriptor {self._number}>" if self._number >= 0 else "<Descriptor closed>"
+        return "<Descriptor closed>" if self._file.closed else f"<Descriptor {self.fileno()}>"
 
 
 _numbers: set[int] = set()

@@ -143,24 +143,21 @@ class Dispatcher:
 
     def drain(self) -> None:
         """Digests every event there is, unless the thread that holds the lock will do so."""
-        me = get_ident()
-        while True:
-            if self._holder == me:
-                return
-            try:
+        try:
+            me = get_ident()
+            while self._holder != me:
                 with self._lock:
                     try:
                         self._holder = me
                         self._digest()
                     finally:
                         self._holder = 0
-            except BaseException:
-                # A signal handler raised (or there is a fault, which the callback thread will then meet as well).
-                self._callback_signal.set()
-                raise
-            if self.engine.work() or self.events or self.calls.incoming:
-                continue
-            return
+                if not (self.engine.work() or self.events or self.calls.incoming):
+                    return
+        except BaseException:
+            # A signal handler raised (or there is a fault, which the callback thread will then meet as well).
+            self._callback_signal.set()
+            raise
 
     # -- digesting (lock held) -------------------------------------------------------------------------------
 
@@ -207,6 +204,9 @@ class Dispatcher:
 
     def _take_calls(self) -> None:
         """Numbers the calls that were made since."""
+        if self.over is not None:
+            self.calls.fail(self.over)
+            return
         incoming, calls, plan = self.calls.incoming, self.calls.calls, self.calls.plan
         number = len(incoming)
         ready = plan.ready + number
@@ -404,7 +404,7 @@ class Dispatcher:
             del self.events[0]
             return
         self._failed_starts.clear()
-        self.scheduler.up(slot, self.events)
+        self.scheduler.up(slot, time.monotonic_ns(), self.events)
 
     def on_failed(self, failure: tuple[int, BaseException]) -> None:
         """An initializer raised; its worker ends."""
@@ -473,10 +473,7 @@ class Dispatcher:
             batch.sink.fail(error)
             self._forget(batch)
         self.calls.fail(error)
-        plan = self.calls.plan
-        plan.next = plan.ready
-        plan.returned = ()
-        self.scheduler.waiting.clear()
+        self.scheduler.remove(self.calls.plan)
 
     def collapse(self, error: BaseException) -> None:
         """A thread of ours meets a fault: nothing is certain any more, so everything pending ends with it."""

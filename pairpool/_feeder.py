@@ -110,6 +110,7 @@ class Feeder:
         self._over = over
         self._fed = fed
         fresh += entries
+
         if self._dispatcher.starving or self._over:
             self._dispatcher.drain()
 

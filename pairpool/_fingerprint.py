@@ -11,47 +11,51 @@ from __future__ import annotations
 
 import dis
 import enum
-import functools
 import hashlib
-import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodDescriptorType, ModuleType
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol
 
-from pairpool._namespaces import MAIN_NAMES
-
-CachedFunction: Final = type(functools.cache(len))
-"""What `functools.lru_cache` makes of a function."""
-
-Definition: TypeAlias = Any
-"""A function, class or module: what is set anew where a name has another one."""
-
-ATOMS: Final = frozenset({int, float, str, bytes, bool, type(None)})
-"""Types whose values have no identity worth keeping: equal is the same."""
+from pairpool._anatomy import (
+    ATOMS,
+    CachedFunction,
+    Definition,
+    cell_contents,
+    functions_of,
+    in_main,
+    is_definition,
+    is_found_by_name,
+    methods_of,
+    name_of,
+    parts_of_attribute,
+    weak_reference,
+)
 
 DIGEST_SIZE: Final = 16
 
 _DERIVED: Final = frozenset(
     # Parts of a class that Python makes from the others, or that say where it was written.
-    "__module__ __qualname__ __doc__ __dict__ __weakref__ __annotations__ __annotate__ __annotate_func__ "
-    "__annotations_cache__ __firstlineno__ __static_attributes__ __abstractmethods__ _abc_impl "
-    "__parameters__ __orig_bases__ __type_params__".split()
-)
-_POSITIONAL: Final = ("__firstlineno__", "__static_attributes__")
-
-
-_WRAPPERS: Final = frozenset(
-    # What stands for a function in a class.
     (
-        property,
-        classmethod,
-        staticmethod,
-        functools.cached_property,
-        functools.partialmethod,
-        functools.singledispatchmethod,
+        "__abstractmethods__",
+        "__annotate__",
+        "__annotate_func__",
+        "__annotations__",
+        "__annotations_cache__",
+        "__dict__",
+        "__doc__",
+        "__firstlineno__",
+        "__module__",
+        "__orig_bases__",
+        "__parameters__",
+        "__qualname__",
+        "__static_attributes__",
+        "__type_params__",
+        "__weakref__",
+        "_abc_impl",
     )
 )
+_POSITIONAL: Final = ("__firstlineno__", "__static_attributes__")
 
 
 class Scope(enum.IntEnum):
@@ -60,29 +64,6 @@ class Scope(enum.IntEnum):
     PRESENT = 0  # a global of that name, whatever it is
     CODE = 1  # what it does
     ALL = 2  # also the plain values it carries: defaults, closures, attributes of a class
-
-
-def is_definition(value: object) -> bool:
-    """Tell functions, classes and modules from data.
-
-    By the type alone: asking a proxy for its ``__class__`` runs code of the user's.
-    """
-    kind = type(value)
-    return kind is FunctionType or kind is CachedFunction or issubclass(kind, (type, ModuleType))
-
-
-def in_main(definition: Definition) -> bool:
-    """Tell whether a definition says it comes from the main module."""
-    module = getattr(definition, "__module__", None)
-    return isinstance(module, str) and module in MAIN_NAMES
-
-
-def is_found_by_name(definition: Definition) -> bool:
-    """Tell whether the module and the name that a definition claims lead to it."""
-    found: Any = sys.modules.get(str(definition.__module__))
-    for step in str(definition.__qualname__).split("."):
-        found = getattr(found, step, None)
-    return found is definition
 
 
 def digest(definition: Definition, scope: Scope) -> bytes:
@@ -117,9 +98,9 @@ class _Writer:
         elif isinstance(definition, CachedFunction):
             self._write_cached_function(definition)
         elif isinstance(definition, ModuleType):
-            self._put("module", definition.__name__)
+            self._put("module", *name_of(definition))
         else:
-            self._put("object", *_name(type(definition)))
+            self._put("object", *name_of(type(definition)))
 
     def _put(self, *tokens: str | int | bytes) -> None:
         self.tokens.extend(tokens)
@@ -146,13 +127,14 @@ class _Writer:
         for base in cls.__bases__:
             self._write_value(base)
         if isinstance(cls, enum.EnumMeta) and self._with_values:
-            for name, member in cls.__members__.items():
+            members: Mapping[str, enum.Enum] = cls.__members__
+            for name, member in members.items():
                 self._put(name)
                 self._write_value(member.value)
         for name, value in sorted(vars(cls).items()):
             if name in _DERIVED:
                 continue
-            parts = tuple(_parts_of_attribute(value))
+            parts = tuple(parts_of_attribute(value))
             if parts:
                 self._put(name, type(value).__name__)
                 for part in parts:
@@ -181,11 +163,11 @@ class _Writer:
         elif kind is CodeType:
             self._write_code(value)
         elif kind in (BuiltinFunctionType, MethodDescriptorType):
-            self._put("named", *_name(value))
+            self._put("named", *name_of(value))
         elif not is_definition(value):
-            self._put("object", *_name(kind))
+            self._put("object", *name_of(kind))
         elif _is_written_by_name(value):
-            self._put("named", *_name(value))
+            self._put("named", *name_of(value))
         else:
             self.write_definition(value)
 
@@ -230,107 +212,16 @@ def _positional_constants(code: CodeType) -> frozenset[int]:
     return frozenset(found)
 
 
-def _name(definition: Definition) -> tuple[str, str]:
-    module = getattr(definition, "__module__", None)
-    if isinstance(definition, ModuleType):
-        return "", definition.__name__
-    name = getattr(definition, "__qualname__", "")
-    return "__main__" if module in MAIN_NAMES else str(module), str(name)
-
-
 def _is_written_by_name(definition: Definition) -> bool:
     """Tell whether the name of a definition says enough.
 
     That of a class does, because whoever compares asks for the classes that are referred to as
     well. A function of the main module may have lost its name to a decorator's.
     """
-    _, name = _name(definition)
+    _, name = name_of(definition)
     if isinstance(definition, (type, ModuleType)):
         return "<" not in name
     return not in_main(definition) and is_found_by_name(definition)
-
-
-def held_by(function: FunctionType) -> Iterator[Any]:
-    """Yield the values that a function carries: its defaults and what it closes over."""
-    yield from function.__defaults__ or ()
-    yield from (function.__kwdefaults__ or {}).values()
-    yield from cell_contents(function)
-
-
-def cell_contents(function: FunctionType) -> Iterator[Any]:
-    """Yield what a function closes over, without the cells that are still empty."""
-    for cell in function.__closure__ or ():
-        try:
-            yield cell.cell_contents
-        except ValueError:  # empty
-            continue
-
-
-def _parts_of_attribute(value: Any) -> Iterator[Definition]:
-    """Yield the definitions that an attribute of a class consists of."""
-    if is_definition(value):
-        yield value
-    elif type(value) is property:
-        yield from filter(is_definition, (value.fget, value.fset, value.fdel))
-    elif type(value) in (classmethod, staticmethod):
-        yield from _parts_of_attribute(value.__func__)
-    elif type(value) in _WRAPPERS:
-        yield from _parts_of_attribute(value.func)
-
-
-def functions_of(definition: Definition) -> list[FunctionType]:
-    """Return the functions of Python that run where a definition is used, but for named globals.
-
-    These are the function itself and those it carries; the methods of a class of the main module,
-    of the classes in it, and of those bases that have no name of their own.
-    """
-    found: list[FunctionType] = []
-    seen: set[int] = set()
-    pending = [definition]
-    while pending:
-        part = pending.pop()
-        if id(part) in seen:
-            continue
-        seen.add(id(part))
-        if isinstance(part, FunctionType):
-            found.append(part)
-            pending.extend(filter(_is_own, held_by(part)))
-        elif isinstance(part, CachedFunction):
-            pending.append(getattr(part, "__wrapped__", None))
-        elif isinstance(part, type) and in_main(part):
-            pending.extend(base for base in (type(part), *part.__bases__) if "<" in base.__qualname__)
-            for value in tuple(vars(part).values()):
-                pending.extend(filter(_is_own, _parts_of_attribute(value)))
-    return found
-
-
-def _methods_of(cls: type) -> list[FunctionType]:
-    """Return the functions in a class itself: as `functions_of`, where that is all, but quickly."""
-    found = []
-    for value in tuple(vars(cls).values()):
-        kind = type(value)
-        if kind is FunctionType:
-            found.append(value)
-        elif kind in _WRAPPERS:
-            found.extend(part for part in _parts_of_attribute(value) if type(part) is FunctionType)
-    return found
-
-
-def _is_own(value: Any) -> bool:
-    return isinstance(value, (FunctionType, CachedFunction)) or (isinstance(value, type) and in_main(value))
-
-
-def names_in(code: CodeType) -> set[str]:
-    """Return every name that code uses for a global, and some that are only attributes.
-
-    Telling them apart takes a walk through the instructions, and misses the body of a class in a
-    function; an attribute that happens to have the name of a global costs little.
-    """
-    names = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            names |= names_in(constant)
-    return names
 
 
 class Likeness(Protocol):
@@ -344,10 +235,12 @@ def likeness(definition: Definition) -> Likeness:
     """Remember what a definition is like now."""
     if isinstance(definition, FunctionType) and definition.__closure__ is None:
         return _FunctionLikeness(definition)
-    if isinstance(definition, ModuleType) or not (in_main(definition) or isinstance(definition, FunctionType)):
+    if isinstance(definition, ModuleType) or not (
+        in_main(definition) or isinstance(definition, FunctionType)
+    ):
         return _LikenessOfParts(definition, _nothing)
-    if isinstance(definition, type) and len(_methods_of(definition)) == len(functions_of(definition)):
-        return _LikenessOfParts(definition, _methods_of)
+    if isinstance(definition, type) and len(methods_of(definition)) == len(functions_of(definition)):
+        return _LikenessOfParts(definition, methods_of)
     return _LikenessOfParts(definition, functions_of)
 
 
@@ -363,11 +256,13 @@ class _FunctionLikeness:
         self._keyword_defaults = function.__kwdefaults__
 
     def holds_for(self, definition: Definition) -> bool:
+        function = self._reference()
         return (
-            self._reference() is definition
-            and definition.__code__ is self._code
-            and definition.__defaults__ is self._defaults
-            and definition.__kwdefaults__ is self._keyword_defaults
+            function is not None
+            and function is definition
+            and function.__code__ is self._code
+            and function.__defaults__ is self._defaults
+            and function.__kwdefaults__ is self._keyword_defaults
         )
 
 
@@ -376,7 +271,9 @@ class _LikenessOfParts:
 
     __slots__ = ("_likenesses", "_list_parts", "_reference")
 
-    def __init__(self, definition: Definition, list_parts: Callable[[Definition], list[FunctionType]]) -> None:
+    def __init__(
+        self, definition: Definition, list_parts: Callable[[Definition], list[FunctionType]]
+    ) -> None:
         self._reference = weak_reference(definition)
         self._list_parts = list_parts
         self._likenesses = list(map(_FunctionLikeness, list_parts(definition)))
@@ -391,14 +288,6 @@ class _LikenessOfParts:
 _holds_for = _FunctionLikeness.holds_for
 
 
-def _nothing(definition: Definition) -> list[FunctionType]:
+def _nothing(_: Definition) -> list[FunctionType]:
     """List the parts of a definition that is only known by its name."""
     return []
-
-
-def weak_reference(definition: Definition) -> Callable[[], Definition]:
-    """Return a weak reference; a strong one to the few definitions that have none."""
-    try:
-        return weakref.ref(definition)
-    except TypeError:
-        return lambda: definition

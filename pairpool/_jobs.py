@@ -178,7 +178,9 @@ class CallJob:
     def fall_back(self, first: int, count: int) -> None:
         """A worker refused these units: from now on they travel by value, or fail where they cannot."""
         for unit in range(first, first + count):
-            call = self.calls[unit]
+            call = self.calls.get(unit)
+            if call is None:
+                continue  # it has ended with the pool
             payload = call.payload
             if isinstance(payload, Payload) and payload.needs:
                 payload = payload.fallback or refusal(payload.needs)
@@ -188,10 +190,11 @@ class CallJob:
 
     def fail(self, error: BaseException) -> None:
         """Every pending call ends with `error`."""
-        for call in list(self.calls.values()) + self.incoming:
+        made = self.incoming[:]  # others may make more meanwhile
+        for call in [*self.calls.values(), *made]:
             call.sink.settle(Status.ERROR, error)
         self.calls.clear()
-        self.incoming.clear()
+        del self.incoming[: len(made)]
 
 
 class BatchJob:

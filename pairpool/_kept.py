@@ -8,24 +8,29 @@ list, say) is not kept: it is pickled for each call.
 from __future__ import annotations
 
 import dis
+import enum
 import functools
 import sys
 import weakref
 from collections.abc import Callable
 from operator import is_
-from types import CodeType, FunctionType, ModuleType
+from types import CodeType, FunctionType, GetSetDescriptorType, MemberDescriptorType, ModuleType
 from typing import Any, Final, Generic, Protocol, TypeVar
 
+from pairpool._anatomy import ATOMS, WRAPPERS, cell_contents, held_by, in_main, is_definition, names_in
 from pairpool._by_value import SendingPickler
-from pairpool._fingerprint import ATOMS, held_by, in_main, is_definition, likeness, names_in, weak_reference
-from pairpool._ledger import Ledger, Need, binding_of
-from pairpool._namespaces import MISSING, main_namespace
+from pairpool._fingerprint import likeness
+from pairpool._ledger import Ledger, binding_of
+from pairpool._namespaces import MISSING, home_of, main_namespace
 
 T = TypeVar("T")
 
 MOST_KEPT = 4096  # definitions; then all are dropped, and travel once more
 
 _STORE_DEREF: Final = dis.opmap["STORE_DEREF"]
+
+_CONSTANTS: Final = ATOMS | {tuple, frozenset}
+_DESCRIPTORS: Final = WRAPPERS | {MemberDescriptorType, GetSetDescriptorType}
 
 
 class Guard(Protocol):
@@ -55,59 +60,100 @@ class _MainGuard:
 
     __slots__ = ("_binding", "_ledger", "_needs")
 
-    def __init__(self, ledger: Ledger, binding: str, needs: tuple[Need, ...] | None) -> None:
+    def __init__(self, ledger: Ledger, binding: str) -> None:
         self._ledger = ledger
         self._binding = binding
-        self._needs = needs
+        self._needs = ledger.needs_of(binding)
 
     def holds_for(self, function: Callable[..., Any]) -> bool:
-        return binding_of(function) == self._binding and self._ledger.needs_of(self._binding) is self._needs
+        if binding_of(function) != self._binding:
+            return False
+        needs = self._ledger.needs_of(self._binding)
+        return needs is not None and needs is self._needs
 
 
-class _ValueGuard:
-    """Of a function which went by value, with all that it took along."""
+class ValueGuard:
+    """Of what went by value, with all that it took along."""
 
-    __slots__ = ("_data", "_functions", "_ledger", "_reach", "_revision")
+    __slots__ = ("_classes", "_data", "_functions", "_ledger", "_reach", "_revision")
 
     def __init__(self, ledger: Ledger, pickler: SendingPickler) -> None:
         self._ledger = ledger
         self._revision = ledger.revision
-        self._functions = [_Makings(function) for function in pickler.functions]
+        self._functions = list(map(_FunctionMakings, pickler.functions))
+        self._classes = list(map(_ClassMakings, pickler.classes))
         self._data = pickler.data
         main = main_namespace()
-        in_main = (function for function in pickler.functions if function.__globals__ is main)
-        self._reach = ledger.reach(name for function in in_main for name in names_in(function.__code__))
+        of_main = (function for function in pickler.functions if function.__globals__ is main)
+        self._reach = ledger.reach(name for function in of_main for name in names_in(function.__code__))
 
-    def holds_for(self, function: Callable[..., Any]) -> bool:
+    def holds_for(self, _: object) -> bool:
         return (
             self._revision == self._ledger.revision
-            and all(makings.hold() for makings in self._functions)
+            and all(function.holds() for function in self._functions)
+            and all(cls.holds() for cls in self._classes)
             and all(namespace.get(name, MISSING) is value for namespace, name, value in self._data)
             and self._reach.still_holds()
         )
 
 
-class _Makings:
-    """A function as it was, with the plain values it carried."""
+def guard_value(ledger: Ledger, pickler: SendingPickler) -> ValueGuard | None:
+    """Return a guard for what went by value; None where it has state that no guard sees."""
+    has_state = not (
+        all(map(_is_plain, pickler.functions))
+        and all(map(_has_constant_attributes, pickler.classes))
+        and all(type(value) in ATOMS for _, _, value in pickler.data)
+    )
+    return None if has_state else ValueGuard(ledger, pickler)
 
-    __slots__ = ("_held", "_likeness", "_reference")
+
+class _FunctionMakings:
+    """A function as it was, with what it closes over."""
+
+    __slots__ = ("_closed_over", "_likeness", "_reference")
 
     def __init__(self, function: FunctionType) -> None:
-        self._reference = weak_reference(function)
+        self._reference = weakref.ref(function)
         self._likeness = likeness(function)
-        self._held = _plain_values(function)
+        self._closed_over = [
+            weakref.ref(value) if is_definition(value) else value for value in cell_contents(function)
+        ]
 
-    def hold(self) -> bool:
+    def holds(self) -> bool:
         function = self._reference()
         if function is None or not self._likeness.holds_for(function):
             return False
-        held = _plain_values(function)
-        return len(held) == len(self._held) and all(map(is_, held, self._held))
+        return function.__closure__ is None or self._closes_over_the_same(function)
+
+    def _closes_over_the_same(self, function: FunctionType) -> bool:
+        values = list(cell_contents(function))
+        return len(values) == len(self._closed_over) and all(
+            (before() if type(before) is weakref.ref else before) is now
+            for before, now in zip(self._closed_over, values, strict=True)
+        )
 
 
-def _plain_values(function: FunctionType) -> list[Any]:
-    """Return what a function holds; definitions among it are looked at by themselves."""
-    return [MISSING if is_definition(value) else value for value in held_by(function)]
+class _ClassMakings:
+    """A class as it was, with its plain attributes."""
+
+    __slots__ = ("_attributes", "_likeness", "_reference")
+
+    def __init__(self, cls: type) -> None:
+        self._reference = weakref.ref(cls)
+        self._likeness = likeness(cls)
+        self._attributes = _plain_attributes(cls)
+
+    def holds(self) -> bool:
+        cls = self._reference()
+        if cls is None or not self._likeness.holds_for(cls):
+            return False
+        attributes = _plain_attributes(cls)
+        return len(attributes) == len(self._attributes) and all(map(is_, attributes, self._attributes))
+
+
+def _plain_attributes(cls: type) -> list[Any]:
+    """Return those attributes that a guard has to look at itself."""
+    return [value for value in tuple(vars(cls).values()) if type(value) in _CONSTANTS]
 
 
 def _is_plain(function: FunctionType) -> bool:
@@ -116,7 +162,27 @@ def _is_plain(function: FunctionType) -> bool:
         all(type(value) in ATOMS or is_definition(value) for value in held_by(function))
         and not (vars(function).keys() - {"__wrapped__"})
         and not _rebinds_cells(function.__code__)
+        and home_of(function.__globals__) is not None
     )
+
+
+def _has_constant_attributes(cls: type) -> bool:
+    """Tell whether a class has no attribute that could change while it stays the same object.
+
+    Those with two underscores on both sides are taken to be made once, by Python or a decorator.
+    """
+    return not issubclass(type(cls), enum.EnumMeta) and all(
+        _is_constant(value)
+        for name, value in vars(cls).items()
+        if not (name[:2] == name[-2:] == "__" or name == "_abc_impl")
+    )
+
+
+def _is_constant(value: Any) -> bool:
+    kind = type(value)
+    if kind is tuple or kind is frozenset:
+        return all(map(_is_constant, value))
+    return kind in ATOMS or kind in _DESCRIPTORS or is_definition(value)
 
 
 def _rebinds_cells(code: CodeType) -> bool:
@@ -142,7 +208,9 @@ class KeptDefinitions(Generic[T]):
         # By now the id may be that of another object.
         return kept if reference() is function and guard.holds_for(function) else None
 
-    def keep(self, function: Callable[..., Any], made: T, pickler: SendingPickler | None, *, by_name: bool) -> None:
+    def keep(
+        self, function: Callable[..., Any], made: T, pickler: SendingPickler | None, *, by_name: bool
+    ) -> None:
         """Keep what was made of a callable for as long as it lives, if there is a way to guard it."""
         guard = self._guard(function, pickler, by_name)
         if guard is None:
@@ -155,15 +223,11 @@ class KeptDefinitions(Generic[T]):
     def _guard(self, function: Any, pickler: SendingPickler | None, by_name: bool) -> Guard | None:
         if by_name and in_main(function):
             binding = binding_of(function)
-            return None if binding is None else _MainGuard(self._ledger, binding, self._ledger.needs_of(binding))
+            return None if binding is None else _MainGuard(self._ledger, binding)
         if by_name:
             module = sys.modules.get(str(function.__module__))
             return None if module is None else _ImportedGuard(module, function.__qualname__)
-        if pickler is None or pickler.has_state or not all(map(_is_plain, pickler.functions)):
-            return None
-        if not all(type(value) in ATOMS for _, _, value in pickler.data):
-            return None
-        return _ValueGuard(self._ledger, pickler)
+        return None if pickler is None else guard_value(self._ledger, pickler)
 
 
 def _forget(kept: weakref.ref[KeptDefinitions[Any]], key: int, _: object) -> None:

@@ -24,23 +24,22 @@ Nothing here takes a lock: every change of a set or dictionary is one operation.
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from pairpool._fingerprint import (
-    DIGEST_SIZE,
-    Definition,
-    Likeness,
-    Scope,
-    digest,
-    functions_of,
-    held_by,
-    in_main,
-    is_definition,
-    likeness,
-    names_in,
+from pairpool._anatomy import ATOMS, Definition, functions_of, held_by, in_main, is_definition, names_in
+from pairpool._fingerprint import DIGEST_SIZE, Likeness, Scope, digest, likeness
+from pairpool._namespaces import (
+    MAIN_NAMES,
+    MISSING,
+    Namespace,
+    is_planted,
+    main_module,
+    main_namespace,
+    namespace,
 )
-from pairpool._namespaces import MAIN_NAMES, MISSING, Namespace, is_planted, main_module, main_namespace, namespace
 
 Need = tuple[str, bytes]
 """A binding (``name`` in ``__main__``, else ``module:name``) and the digest of what it has to be."""
@@ -70,7 +69,7 @@ class Reach:
     def __init__(self, main: Namespace, names: Iterable[str]) -> None:
         self._main = main
         self.definitions: dict[str, Likeness] = {}
-        self._others: dict[str, type] = {}  # bindings of data, and their types: a function may take their place
+        self._others: dict[str, type] = {}  # types of data: a function may take its place
         pending = list(names)
         while pending:
             name = pending.pop()
@@ -89,16 +88,22 @@ class Reach:
                 yield from names_in(function.__code__)
             yield from map(_top_name, filter(_is_main_class, held_by(function)))
         if isinstance(definition, type):
-            ancestors = (*definition.__mro__, *type(definition).__mro__)
-            yield from map(_top_name, filter(_is_main_class, ancestors))
+            metaclass: type = type(definition)
+            yield from map(_top_name, filter(_is_main_class, definition.__mro__ + metaclass.__mro__))
 
     def still_holds(self) -> bool:
         """Tell whether every binding is what it was."""
         get = self._main.get
-        for name, origin in self.definitions.items():
-            if not origin.holds_for(get(name)):
-                return False
-        return all(type(get(name, MISSING)) is kind for name, kind in self._others.items())
+        return all(like.holds_for(get(name, MISSING)) for name, like in self.definitions.items()) and all(
+            type(get(name, MISSING)) is kind for name, kind in self._others.items()
+        )
+
+
+def _is_same_version(shipped: tuple[Likeness | None, object, int], value: object) -> bool:
+    like, plain, _ = shipped
+    if like is not None:
+        return is_definition(value) and like.holds_for(value)
+    return plain is (value if type(value) in ATOMS else MISSING)
 
 
 def _is_main_class(value: object) -> bool:
@@ -113,13 +118,15 @@ class Ledger:
     """The caller's side: how definitions of its main module may travel to the workers of a pool."""
 
     def __init__(self, *, inherited: bool) -> None:
-        self.revision = 0  # changes whenever something is to travel in another way than before
+        self.revision = 0  # another one whenever something is to travel otherwise than before
+        self._revisions = itertools.count(1)
         self._inherited = inherited
         self._main = main_namespace()
         self._bound = frozenset(self._main)
         self._origin = {name: likeness(value) for name, value in self._main.items() if is_definition(value)}
         self._accepted: set[Need] = set()
         self._by_value: set[str] = set()
+        self._shipped: dict[tuple[str, str], tuple[Likeness | None, object, int]] = {}
         self._known: dict[str, tuple[Reach, tuple[Need, ...] | None]] = {}
 
     def reach(self, names: Iterable[str]) -> Reach:
@@ -131,11 +138,9 @@ class Ledger:
         known = self._known.get(name)
         if known is None or not known[0].still_holds():
             reach = Reach(self._main, (name,))
-            known = self._known[name] = reach, self._needs(reach)
+            known = self._known[name] = reach, self._needs(reach) if name in reach.definitions else None
         reach, needs = known
-        if needs is None or not self._by_value.isdisjoint(reach.definitions):
-            return None
-        return needs
+        return needs if self._by_value.isdisjoint(reach.definitions) else None
 
     def pending(self, needs: Sequence[Need]) -> list[Need]:
         """Return those needs that no worker has confirmed."""
@@ -160,11 +165,30 @@ class Ledger:
         """A worker has something else, or nothing, under these names."""
         self.went_by_value({name for name, _ in needs})
 
+    def version_of(self, home: str, name: str, value: object) -> int:
+        """Return the version of a global that a function takes along, larger than those it had before.
+
+        A new version makes a new `revision`: functions that were sent with the old one have to be
+        sent again before they are used again, or would find this one.
+        """
+        shipped = self._shipped.get((home, name))
+        if shipped is not None and _is_same_version(shipped, value):
+            return shipped[2]
+        # A time, because a caller may itself be a worker: what it was sent then is older than what it sends.
+        version = time.monotonic_ns()
+        if is_definition(value):
+            self._shipped[home, name] = likeness(value), None, version
+        else:
+            # Only plain values are compared: a function that brings any other is pickled for each call.
+            self._shipped[home, name] = None, value if type(value) in ATOMS else MISSING, version
+        self.revision = next(self._revisions)
+        return version
+
     def went_by_value(self, names: set[str]) -> None:
         """From now on these go by value."""
         if not names <= self._by_value:
             self._by_value |= names
-            self.revision += 1
+            self.revision = next(self._revisions)
 
     def _needs(self, reach: Reach) -> tuple[Need, ...] | None:
         originals = {name for name in reach.definitions if self._is_original(name)}
@@ -177,7 +201,7 @@ class Ledger:
 
     def _is_original(self, name: str) -> bool:
         origin = self._origin.get(name)
-        return origin is not None and origin.holds_for(self._main.get(name))
+        return origin is not None and origin.holds_for(self._main.get(name, MISSING))
 
 
 class Witness:

@@ -2,9 +2,9 @@
 
 A function that arrives by value is bound to the dictionary of the module it came from, not to
 one of its own, so that it sees what an initializer set there. What it brings along is *planted*
-in that dictionary; this module remembers each planted value, because it is not what the process
-started with: a name whose value was planted may be planted again with a newer value, and says
-nothing about what other workers have.
+in that dictionary. Planted values are remembered, for two reasons: they are not what the process
+started with, so they say nothing about other workers; and the caller may have a newer one, which
+replaces them, while one that is older and came late does not.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import builtins
 import importlib
 import sys
 from types import FunctionType, ModuleType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 Namespace = dict[str, Any]
 
@@ -22,8 +22,14 @@ MAIN_NAMES: Final = frozenset({"__main__", "__mp_main__"})
 
 MISSING: Final = object()
 
+
+class _Planted(NamedTuple):
+    value: Any
+    version: int
+
+
 _synthetic: dict[str, Namespace] = {}
-_planted: dict[str, Namespace] = {}
+_planted: dict[str, dict[str, _Planted]] = {}
 
 
 def main_module() -> ModuleType:
@@ -79,20 +85,26 @@ def namespace(home: str) -> Namespace:
         return _synthetic.setdefault(home, {"__name__": home, "__builtins__": builtins})
 
 
-def plant(home: str, name: str, value: object, *, overwrite: bool) -> None:
-    """Set a global; unless told to overwrite, only where it is absent or was planted before."""
+def plant(home: str, name: str, value: object, version: int, *, replace: bool) -> None:
+    """Set a global where it is absent, or has a planted value that is not newer.
+
+    `replace`: also where it has a value of the process's own.
+    """
     target = namespace(home)
     planted = _planted.setdefault(home, {})
-    current = target.get(name, MISSING)
-    if not overwrite and current is not MISSING and current is not planted.get(name, MISSING):
+    current, before = target.get(name, MISSING), planted.get(name)
+    if before is not None and before.value is current:
+        if version < before.version:
+            return
+    elif current is not MISSING and not replace:
         return
     target[name] = value
-    planted[name] = value
+    planted[name] = _Planted(value, version)
     if home in MAIN_NAMES:
         vars(main_module())[name] = value  # where pickles look a name up
 
 
 def is_planted(home: str, name: str) -> bool:
     """Tell whether that global has the value that was planted there."""
-    value = _planted.get(home, {}).get(name, MISSING)
-    return value is not MISSING and namespace(home).get(name, MISSING) is value
+    planted = _planted.get(home, {}).get(name)
+    return planted is not None and namespace(home).get(name, MISSING) is planted.value

@@ -12,27 +12,38 @@ from __future__ import annotations
 import os
 import pickle
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from multiprocessing import context, reduction
-from typing import Any
+from typing import Any, Final, Self, cast
 
 Reducer = Callable[[Any], Any]
 
+_NOTHING: Final[Iterator[None]] = iter(())
 
-class OwnedDescriptors(tuple[int, ...]):
+
+class OwnedDescriptors(tuple[int, ...]):  # noqa: SLOT001  (a tuple cannot have slots)
     """Duplicated descriptors, closed by `close()` or else with the last reference."""
 
-    closed = False
+    _closing: Iterator[None]
+
+    def __new__(cls, numbers: Iterable[int], closing: Iterator[None]) -> Self:
+        """Own these. Each step of `closing` closes one, and each of them once, whoever drives it."""
+        owned = super().__new__(cls, numbers)
+        owned._closing = closing
+        return owned
 
     def close(self) -> None:
         """Close them. A second call does nothing."""
-        if not self.closed:
-            self.closed = True
-            for descriptor in self:
-                os.close(descriptor)
+        _exhaust(self._closing)
 
     def __del__(self) -> None:
         self.close()
+
+
+def _exhaust(iterator: Iterator[None]) -> None:
+    """Drive an iterator to its end in one step, which no signal handler can split."""
+    deque(iterator, maxlen=0)
 
 
 class Collector:
@@ -40,13 +51,14 @@ class Collector:
 
     def __init__(self) -> None:
         self._collected: list[int] = []
+        self._closing: Iterator[None] = map(os.close, self._collected)
 
     def reduce(self, reducer: Reducer, obj: object) -> Any:
         """Run a registered reducer, so that the descriptors which it passes come here."""
         if _asks_for_spawning(reducer):
             return reducer(obj)
         outer = context.get_spawning_popen()
-        context.set_spawning_popen(self)
+        context.set_spawning_popen(cast("Any", self))
         try:
             return reducer(obj)
         finally:
@@ -54,13 +66,19 @@ class Collector:
 
     def take(self) -> tuple[int, ...]:
         """Return the descriptors; they are the caller's from now on."""
-        collected, self._collected = self._collected, []
-        return OwnedDescriptors(collected) if collected else ()
+        if not self._collected:
+            return ()
+        # Until the last line both own them: an interrupt in between drops both, and that closes each once.
+        owned = OwnedDescriptors(self._collected, self._closing)
+        self._closing = _NOTHING
+        return owned
 
     def close(self) -> None:
         """Close what was not taken."""
-        OwnedDescriptors(self._collected).close()
-        self._collected = []
+        _exhaust(self._closing)
+
+    def __del__(self) -> None:
+        self.close()
 
     # What `reduction.DupFd` calls.
 
@@ -130,7 +148,7 @@ def loads(data: Any, descriptors: Sequence[int]) -> Any:
 def extra_reducers() -> Mapping[type, Reducer]:
     """Return what anyone has registered with `multiprocessing.reduction`."""
     # Looked up each time: some libraries put a pickler of their own in its place.
-    reducers: Mapping[type, Reducer] = reduction.ForkingPickler._extra_reducers
+    reducers: Mapping[type, Reducer] = vars(reduction.ForkingPickler)["_extra_reducers"]
     return reducers
 
 

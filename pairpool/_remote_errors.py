@@ -18,9 +18,9 @@ import pickle
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from multiprocessing.pool import MaybeEncodingError, RemoteTraceback
+from multiprocessing.pool import MaybeEncodingError, RemoteTraceback  # type: ignore[attr-defined]
 from types import BuiltinFunctionType, CodeType, FunctionType, TracebackType, WrapperDescriptorType
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
 from pairpool._returning import ReturningPickler
 
@@ -86,9 +86,10 @@ def decode_error(data: Any) -> BaseException:
     return error
 
 
-def carrier(trouble: str, said: str) -> MaybeEncodingError:
+def carrier(trouble: str, said: str) -> BaseException:
     """Return the error that stands for another one, of which only the repr arrived."""
-    return MaybeEncodingError(_Said(trouble), _Said(said))
+    error: BaseException = MaybeEncodingError(_Said(trouble), _Said(said))
+    return error
 
 
 def format_error(error: BaseException) -> str:
@@ -180,7 +181,7 @@ class _NodePickler(ReturningPickler):
 
     def __init__(self, file: Any, collection: _Collection, members: Iterable[BaseException]) -> None:
         super().__init__(file)
-        self.dispatch_table[TracebackType] = _reduce_traceback
+        self.dispatch_table = {**self.dispatch_table, TracebackType: _reduce_traceback}
         self._collection = collection
         self._members = set(map(id, members))
 
@@ -196,8 +197,12 @@ class _Bare:
 
     def __reduce__(self) -> tuple[Any, ...]:
         error = self._error
-        arguments = (error.message, list(error.exceptions)) if isinstance(error, BaseExceptionGroup) else error.args
-        fields = {name: value for name in _OS_ERROR_FIELDS if (value := getattr(error, name, None)) is not None}
+        arguments = (
+            (error.message, list(error.exceptions)) if isinstance(error, BaseExceptionGroup) else error.args
+        )
+        fields = {
+            name: value for name in _OS_ERROR_FIELDS if (value := getattr(error, name, None)) is not None
+        }
         return make_bare, (type(error), arguments, vars(error), fields if isinstance(error, OSError) else {})
 
 
@@ -219,8 +224,12 @@ def _init_takes_other_arguments(cls: type[BaseException]) -> bool:
 
     It may refuse them, or make something else of them without a word.
     """
-    own = [getattr(cls, name, None) for name in ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")]
-    return isinstance(cls.__init__, FunctionType) and not any(isinstance(method, FunctionType) for method in own)
+    own = [
+        getattr(cls, name, None) for name in ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
+    ]
+    return isinstance(cls.__init__, FunctionType) and not any(
+        isinstance(method, FunctionType) for method in own
+    )
 
 
 def members_of(error: BaseException) -> tuple[BaseException, ...]:
@@ -371,8 +380,9 @@ def _raise_in(frame: RemoteFrame) -> TracebackType:
     try:
         exec(_code_of(frame), {"__name__": frame.module, "__file__": frame.file})
     except NameError as error:
-        assert error.__traceback__ is not None and error.__traceback__.tb_next is not None
-        return error.__traceback__.tb_next
+        here = error.__traceback__
+        if here is not None and here.tb_next is not None:
+            return here.tb_next
     raise AssertionError("a name that cannot exist was found")
 
 
@@ -381,9 +391,11 @@ def _code_of(frame: RemoteFrame) -> CodeType:
         "lineno": frame.line,
         "end_lineno": max(frame.line, frame.end_line),
         "col_offset": frame.column,
-        "end_col_offset": max(frame.end_column, frame.column) if frame.end_line <= frame.line else frame.end_column,
+        "end_col_offset": max(frame.end_column, frame.column)
+        if frame.end_line <= frame.line
+        else frame.end_column,
     }
     name = ast.Name("no such name", ast.Load(), **place)
     module = ast.Module([ast.Expr(name, **place)], [])
-    code = cast("CodeType", compile(module, frame.file.replace("\0", "?"), "exec", dont_inherit=True))
+    code: CodeType = compile(module, frame.file.replace("\0", "?"), "exec", dont_inherit=True)
     return code.replace(co_name=frame.function, co_qualname=frame.function)

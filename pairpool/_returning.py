@@ -17,15 +17,17 @@ from typing import Any
 
 from cloudpickle import cloudpickle
 
+from pairpool._anatomy import ATOMS, Definition, in_main, is_definition
 from pairpool._by_value import (
     CLASS_MAKERS,
     PROTOCOL,
+    Brought,
     DefinitionPickler,
     Reduced,
     is_importable,
+    is_special,
     restore_returned_function,
 )
-from pairpool._fingerprint import ATOMS, Definition, in_main, is_definition
 from pairpool._ledger import binding_of
 from pairpool._namespaces import Namespace
 from pairpool._passing import extra_reducers
@@ -51,10 +53,8 @@ class ReturningPickler(pickle.Pickler):
         kind = type(obj)
         if not issubclass(kind, type) or kind in self.dispatch_table or _has_name(obj):
             return NotImplemented
-        if not in_main(obj):
-            reduced = cloudpickle._class_reduce(obj)
-            if reduced is NotImplemented or reduced[0] not in CLASS_MAKERS:
-                return reduced  # NoneType and the like
+        if is_special(obj):
+            return cloudpickle._class_reduce(obj)
         file = io.BytesIO()
         _ClassPickler(file).dump(obj)
         return pickle.loads, (file.getvalue(),)
@@ -66,25 +66,32 @@ class _ClassPickler(DefinitionPickler):
     def stays_named(self, definition: Definition) -> bool:
         return _has_name(definition)
 
-    def globals_to_bring(self, home: str, names: Namespace) -> tuple[Namespace, Namespace]:
+    def globals_to_bring(self, _: str, names: Namespace) -> tuple[Brought, Brought]:
         """Bring what the caller's own module may lack, which is little: it is where the work came from."""
-        definitions = {
-            name: value
+        definitions = [
+            (name, 0, value)
             for name, value in names.items()
             if is_definition(value) and not (in_main(value) and binding_of(value) == name)
-        }
-        return definitions, {name: value for name, value in names.items() if type(value) in ATOMS}
+        ]
+        return definitions, [(name, 0, value) for name, value in names.items() if type(value) in ATOMS]
 
     def restorer(self) -> Callable[[FunctionType, Any], None]:
         return restore_returned_function
 
     def reduce_class(self, cls: type) -> Reduced:
         reduced = super().reduce_class(cls)
-        if reduced is NotImplemented or reduced[0] not in CLASS_MAKERS:
+        if is_special(cls):
             return reduced
         maker, arguments, state, *_ = reduced
         tracker = arguments[CLASS_MAKERS[maker]]
-        return make_returned_class, (maker, tracker, arguments), (tracker, state), None, None, fill_returned_class
+        return (
+            make_returned_class,
+            (maker, tracker, arguments),
+            (tracker, state),
+            None,
+            None,
+            fill_returned_class,
+        )
 
 
 def _has_name(definition: Definition) -> bool:

@@ -34,6 +34,7 @@ Assumptions: one thread at a time (the dispatcher's lock). `now` is in nanosecon
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from enum import StrEnum
 from itertools import islice
@@ -57,6 +58,7 @@ SHORTEST = 30_000  # ns below which a packet is not made shorter only to share w
 DEPTH = 12_000_000  # ns of work a slot may hold: two or three GIL switch intervals (5 ms each)
 UNKNOWN_LOAD = DEPTH // 2  # ns assumed of the first packets of a job
 LATE = 1_000_000  # ns beyond twice its estimate after which a packet is looked at
+STUCK = 4 * DEPTH  # ns of load from which on a late packet is stuck: no mere pause of a busy machine
 PATIENCE_LIMIT = 64_000_000  # ns, the longest time between two looks at one packet
 GROWTH = 8  # a packet that took less than TARGET lets the next of its job be so many times as large
 LEARNING = 2  # packets a slot, of a job whose packets still grow
@@ -87,6 +89,19 @@ class Choice(NamedTuple):
 
 
 Events = deque[Any]
+
+
+def _with(ranges: tuple[Range, ...], start: int, stop: int) -> tuple[Range, ...]:
+    """The ranges, which are in order, and start..stop; neighbours become one, so that there are never many."""
+    at = bisect_left(ranges, (start,))
+    before, after = ranges[:at], ranges[at:]
+    if before and before[-1][1] == start:
+        start = before[-1][0]
+        before = before[:-1]
+    if after and after[0][0] == stop:
+        stop = after[0][1]
+        after = after[1:]
+    return (*before, (start, stop), *after)
 
 
 def _without(ranges: tuple[Range, ...], start: int, stop: int) -> tuple[Range, ...]:
@@ -174,9 +189,14 @@ class Scheduler:
 
     def choose(self) -> Choice | None:
         """The next packet worth sending, or None where nobody waits or no slot has room."""
+        reserved: tuple[Slot, ...] = ()
         for job in islice(self.waiting.values(), CANDIDATES):
-            slot = self._roomiest(job)
+            slot, fits = self._roomiest(job, reserved)
             if slot is None:
+                continue
+            if not fits:
+                # Its turn, but no room yet. Were this slot refilled by those after it, there might never be.
+                reserved += (slot,)
                 continue
             first, stop = job.returned[0] if job.returned else (job.next, job.ready)
             limit = min(self._packet_units(job), stop - first)
@@ -191,8 +211,8 @@ class Scheduler:
         fair_share = job.waiting // (len(self.slots) << job.closed)
         return max(1, min(job.grown, TARGET // job.unit_ns, max(fair_share, SHORTEST // job.unit_ns)))
 
-    def _roomiest(self, job: Job) -> Slot | None:
-        """The slot with the least work that may be given a packet of `job` now."""
+    def _roomiest(self, job: Job, reserved: tuple[Slot, ...]) -> tuple[Slot | None, bool]:
+        """The slot with the least work, `reserved` ones aside, and whether it has room for a packet of `job` now."""
         best: Slot | None = None
         starting: Slot | None = None
         # A unit that alone fills a slot's depth is not queued behind others: it would only have to be recalled.
@@ -204,25 +224,27 @@ class Scheduler:
             ahead = LEARNING * len(self.slots)
         else:
             ahead = job.in_flight + 1
-        if job.in_flight >= ahead:
-            room = -1
         for slot in self.slots.values():
             state = slot.state
             if state is SlotState.IDLE:
-                return slot
+                return slot, True
             if state is SlotState.STARTING:
                 if not slot.packets and starting is None:
                     starting = slot
             elif (
                 state is SlotState.BUSY
-                and slot.load <= room
                 and (best is None or slot.load < best.load)
                 and slot.budget != 0
                 and len(slot.packets) < MAX_PACKETS
                 and slot.size + self.packet_room <= self.credit
+                and slot not in reserved
             ):
                 best = slot
-        return starting or best
+        if starting is not None:
+            return starting, True
+        if best is None or job.in_flight >= ahead:
+            return None, False
+        return best, best.load <= room
 
     def assign(self, choice: Choice, cargo: Cargo, size: int, now: int, outbox: deque[Any], entry: Any) -> None:
         """Records that packet number `next_packet` carries `cargo`, and puts `entry` in the outbox."""
@@ -231,9 +253,9 @@ class Scheduler:
         count = cargo.count
         load = job.unit_ns * count or UNKNOWN_LOAD
         packet = Packet(ident, job, slot, first, count, size, load, cargo.definitions, cargo.needs)
-        if not slot.packets:
-            self._watch(packet, now)
         state = SLOT_TRANSITIONS[slot.state][SlotEvent.ASSIGN]
+        if not slot.packets and state is SlotState.BUSY:
+            self._watch(packet, now)
         stop = first + count
         budget = None if slot.budget is None else slot.budget - count
         if job.returned:
@@ -261,9 +283,10 @@ class Scheduler:
         outbox += (entry,)
 
     def _watch(self, packet: Packet, now: int) -> None:
-        """Sets when a packet that begins now is late. A single unit is never: nothing is gained by a look."""
+        """Sets when a packet that begins now is late."""
+        packet.since = now
         packet.patience = LATE
-        packet.look_at = now + 2 * packet.load + LATE if packet.count > 1 else 0
+        packet.look_at = now + 2 * packet.load + LATE
 
     # -- what slots answer -----------------------------------------------------------------------------------
 
@@ -284,7 +307,7 @@ class Scheduler:
             if ran_ns < TARGET:
                 grown = max(grown, min(GROWTH * packet.count, MAX_UNITS))
             self._settle(
-                packet, PacketEvent.FINISH, delivery, (), now, events, settled=fresh, unit_ns=unit_ns, grown=grown
+                packet, PacketEvent.FINISH, delivery, None, now, events, settled=fresh, unit_ns=unit_ns, grown=grown
             )
             return
         state = PACKET_TRANSITIONS[packet.state][PacketEvent.RESULT]
@@ -302,7 +325,7 @@ class Scheduler:
         packet: Packet,
         why: PacketEvent,
         delivery: tuple[tuple[Any, ...], ...],
-        back: tuple[Range, ...],
+        back: Range | None,
         now: int,
         events: Events | None,
         *,
@@ -314,8 +337,8 @@ class Scheduler:
         job, slot = packet.job, packet.slot
         packet_state = PACKET_TRANSITIONS[packet.state][why]
         known = job.ident in self.jobs
-        returned = back + job.returned if known else ()
-        waits = bool(back) and known
+        waits = back is not None and known
+        returned = job.returned if back is None else _with(job.returned, *back)
         settled += job.settled
         if unit_ns is None:
             unit_ns = job.unit_ns
@@ -324,8 +347,8 @@ class Scheduler:
         if known and job.closed and settled == job.ready and settled != job.settled:
             delivery += ((Action.FINISH, job.ident),)
         budget = slot.budget
-        if budget is not None:
-            budget += sum(stop - start for start, stop in back)
+        if budget is not None and back is not None:
+            budget += back[1] - back[0]
         drained = len(slot.packets) == 1
         state = SLOT_TRANSITIONS[slot.state][SlotEvent.DRAIN] if drained else slot.state
         if drained and budget == 0 and state is not SlotState.RETIRING:
@@ -357,12 +380,12 @@ class Scheduler:
 
     def came_back(self, packet: Packet, why: PacketEvent, now: int, events: Events | None) -> None:
         """A whole packet was taken back (RECALL) or refused (REFUSE): no unit of it has begun."""
-        back = ((packet.first, packet.first + packet.count),)
+        back = (packet.first, packet.first + packet.count)
         self._settle(packet, why, (), back, now, events)
 
     def cut(self, packet: Packet, kept: int, now: int, events: Events | None) -> None:
         """The units of `packet` from `kept` on were claimed back."""
-        back = ((packet.first + kept, packet.first + packet.count),)
+        back = (packet.first + kept, packet.first + packet.count)
         if kept == packet.done < packet.count:
             # Every unit that the worker keeps has its outcome already: the packet is over.
             self._settle(packet, PacketEvent.FINISH, (), back, now, events)
@@ -371,7 +394,7 @@ class Scheduler:
         state = PACKET_TRANSITIONS[packet.state][PacketEvent.CUT]
         kept = min(kept, packet.count)
         known = job.ident in self.jobs and kept < packet.count
-        returned = back + job.returned
+        returned = _with(job.returned, *back) if known else ()
         budget = slot.budget
         if budget is not None:
             budget += packet.count - kept
@@ -395,11 +418,14 @@ class Scheduler:
         if events is not None:
             del events[0]
 
-    def up(self, slot: Slot, events: Events | None) -> None:
+    def up(self, slot: Slot, now: int, events: Events | None) -> None:
         """The slot's worker has run the initializer and takes packets."""
         state = SLOT_TRANSITIONS[slot.state][SlotEvent.UP]
-        if slot.packets and state is SlotState.IDLE:
-            state = SLOT_TRANSITIONS[state][SlotEvent.ASSIGN]
+        for head in slot.packets.values():
+            self._watch(head, now)
+            if state is SlotState.IDLE:
+                state = SLOT_TRANSITIONS[state][SlotEvent.ASSIGN]
+            break
         # commit
         slot.state = state
         if events is not None:
@@ -417,7 +443,7 @@ class Scheduler:
             begun = min(running + 1, packet.count)
             delivery = ((Action.DELIVER, packet.job.ident, record),)
         first = packet.first + begun
-        back = ((first, stop),) if first < stop else ()
+        back = (first, stop) if first < stop else None
         self._settle(packet, PacketEvent.DOWN, delivery, back, now, None, settled=begun - packet.done)
 
     def down(self, slot: Slot, events: Events | None) -> None:
@@ -493,17 +519,36 @@ class Scheduler:
         """Has packets looked at that take longer than thought.
 
         A look brings the results which the worker has committed but not yet sent; where a slot idles, or this one
-        retires, it also claims the tail back, so that a slow unit strands nobody.
+        retires, it also claims the tail back, so that a slow unit strands nobody. From a slot that is stuck the tail
+        and the queue are taken in any case: where other slots never idle they might wait there for ever.
         """
         idle = not self.waiting and any(slot.state is SlotState.IDLE for slot in self.slots.values())
         for slot in self.slots.values():
             for head in slot.packets.values():
                 if head.look_at and head.look_at <= now:
-                    cut = idle or slot.state is SlotState.RETIRING
-                    patience = min(2 * head.patience, PATIENCE_LIMIT)
-                    look_at = now + patience if head.count - head.done > 1 else 0
-                    # commit
-                    head.patience = patience
-                    head.look_at = look_at
-                    self.actions += ((Action.LOOK, slot.ident, head.ident, cut),)
+                    self._look(slot, head, idle or slot.state is SlotState.RETIRING, now)
                 break
+
+    def _look(self, slot: Slot, head: Packet, cut: bool, now: int) -> None:
+        """A packet is late: it is taken to need as long again as it has run."""
+        load = max(head.load, 2 * (now - head.since))
+        more = load - head.load
+        patience = min(2 * head.patience, PATIENCE_LIMIT)
+        stuck = load > STUCK
+        look_at = now + patience
+        actions: tuple[tuple[Any, ...], ...] = ()
+        if head.count - head.done > 1:
+            actions = ((Action.LOOK, slot.ident, head.ident, cut or stuck),)
+        elif stuck:
+            look_at = 0  # nothing more to gain: there is nothing to cut, and no more is queued behind such a load
+        recall = stuck and len(slot.packets) > 1 and not slot.recalled
+        if recall:
+            actions += ((Action.RECALL, slot.ident),)
+        # commit
+        head.patience = patience
+        head.look_at = look_at
+        head.load = load
+        slot.load += more
+        if recall:
+            slot.recalled = True
+        self.actions += actions

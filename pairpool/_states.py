@@ -148,6 +148,7 @@ class Packet:
     load: int  # ns it was estimated to run
     definitions: frozenset[int]
     needs: tuple[Any, ...]
+    since: int = 0  # when it became the slot's head, in ns
     look_at: int = 0  # when it is late; 0 = not the slot's head, or nothing to gain from a look
     patience: int = 0  # ns until the next look
     done: int = 0  # units with an outcome; they come in order

@@ -53,9 +53,8 @@ from itertools import starmap
 from multiprocessing.context import BaseContext
 
 from pairpool import _descriptors, _nursery, _orders
-from pairpool._birth import STARTERS, Birth
+from pairpool._birth import START_METHODS, Birth
 from pairpool._deadman import Deadman
-from pairpool._descriptors import Descriptor
 from pairpool._orders import Kind, Message
 from pairpool._surroundings import Caller, WorkerSetup
 from pairpool.errors import FramingError
@@ -119,11 +118,11 @@ class Zygote:
 
     def __init__(self, birth: Birth) -> None:
         self.pid = birth.pids[0]
-        self._pidfd = Descriptor(os.pidfd_open(self.pid))
+        self._pidfd = birth.pidfd
         self.channel = birth.parent_end
         self._caller = birth.caller
         # Kept alive: a spawned worker finds semaphores in initargs by names that go with them.
-        self._setup = birth.setup
+        self._setup: WorkerSetup | None = birth.setup
         self._deadman = birth.deadman
         self._outgoing: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self._arrivals: deque[_orders.Envelope] = deque()
@@ -133,24 +132,24 @@ class Zygote:
         self._stopping = False
         self._ended = False
         self._exitcode: int | None = None
-        _descriptors.register(self._pidfd)
 
     @classmethod
     def start(cls, context: BaseContext, setup: WorkerSetup) -> Zygote:
         """Make a zygote of the calling process as it is now; workers come by `spawn`."""
         method = context.get_start_method()
-        if method not in STARTERS:
+        if method not in START_METHODS:
             raise ValueError(f"cannot find context for {method!r}")
         setup.resolve_entry()
         birth = Birth(Caller.here(method), setup)
         try:
-            STARTERS[method](birth)
-            return cls(birth)
+            birth.start()
+            zygote = cls(birth)
+            birth.close_zygote_ends()
+            # Nothing is called from here on until the caller has it: no interrupt can lose it.
+            return zygote
         except BaseException:
             birth.abandon()
             raise
-        finally:
-            birth.close_zygote_ends()
 
     def __repr__(self) -> str:
         state = "ended" if self._ended else "stopping" if self._stopping else "running"
@@ -256,11 +255,6 @@ class Zygote:
         self._replies = []
         return replies
 
-    def __del__(self) -> None:
-        # An exception between the birth and the first one to hold this would leave a zombie.
-        if hasattr(self, "_exitcode"):
-            self.close()
-
     def close(self) -> None:
         """End the zygote and all workers that are left, at once, and release everything.
 
@@ -285,6 +279,7 @@ class Zygote:
         self._exitcode = _nursery.exit_code(self.pidfd, 0)
         self._workers.clear()
         self._slots.clear()
+        self._setup = None
         self._ended = True
         self._pidfd.close()
 

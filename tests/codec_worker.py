@@ -11,9 +11,9 @@ import os
 import socket
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from multiprocessing.pool import MaybeEncodingError
+from multiprocessing.pool import MaybeEncodingError  # type: ignore[attr-defined]
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from pairpool._codec import (
     Decoder,
@@ -47,19 +47,31 @@ class Worker:
         theirs.close()
         self._known: set[int] = set()
 
-    def __enter__(self) -> Worker:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._ours.send(None)  # a forked worker has our end as well, and would not see it close
         self._process.join()
         self._ours.close()
-        assert self._process.exitcode == 0
+        exitcode = self._process.exitcode
+        self._process.close()
+        assert exitcode == 0
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run one call as apply and submit do."""
         definition, payload = self.encoder.call(function, arguments, {})
         return self._run(definition, payload)
+
+    def run(self, definition: Definition) -> Any:
+        """Run a definition that was made before, without arguments."""
+        return self._run(definition, self.encoder.dumps(((), {})))
+
+    def forget(self, definition: Definition) -> None:
+        """Send a definition again when it is used again."""
+        self._known.discard(definition.ident)
 
     def map(self, function: Callable[..., Any], items: list[Any]) -> list[Any]:
         """Run one call for each item as the map family does."""

@@ -58,9 +58,11 @@ def _pools_of(library: Any) -> Iterator[MakePool]:
         return pool
 
     yield make
-    for pool in pools:
+    while pools:
+        pool = pools.pop()
         pool.terminate()
         pool.join()
+        del pool  # the library's closes its pipes when it is collected, and not before
 
 
 @pytest.fixture

@@ -295,6 +295,27 @@ class SimulatedPool:
         """Want no worker once every job is over."""
         self.closing = True
 
+    def run(self) -> None:
+        """Let every worker go on, in turns, until only a further wish would change anything."""
+        for _ in range(100_000):
+            self.digest()
+            moved = [self._run_worker(worker) for worker in list(self.workers.values())]
+            if not any(moved):
+                look_at = self.scheduler.deadline()
+                if look_at is None:
+                    return
+                self.now = max(self.now, look_at)
+        raise AssertionError("the pool never comes to rest")
+
+    def _run_worker(self, worker: SimulatedWorker) -> bool:
+        delay = worker.step() if worker.alive else None
+        if not worker.alive:
+            worker.bury()
+            return True
+        worker.receive(len(worker.channel))
+        self.now += delay or 0
+        return delay is not None
+
     # -- digesting --------------------------------------------------------------------------------------------
 
     def digest(self) -> None:
@@ -400,7 +421,7 @@ class SimulatedPool:
 
     def on_up(self, ident: int) -> None:
         """A worker takes packets."""
-        self.scheduler.up(self.scheduler.slots[ident], self.events)
+        self.scheduler.up(self.scheduler.slots[ident], self.now, self.events)
 
     def on_outcomes(self, told: Told) -> None:
         """A worker tells outcomes, or a look at its outbox did."""

@@ -54,7 +54,7 @@ class Simulation:
         for _ in range(random.choice((0, 0, 2, 5))):
             self._at(random.randrange(60 * MILLISECOND), partial(self._resize, random.randint(1, 5)))
         self._at(random.choice((end, end + 50 * MILLISECOND)), self._close)
-        self._after(random.randrange(MILLISECOND), self._digest)
+        self._digest_soon(random.randrange(MILLISECOND))
 
     def _plan_job(self, start: int) -> int:
         random = self.random
@@ -108,9 +108,11 @@ class Simulation:
         moment = self.pool.now + (self.random.randrange(self._lag + 1) if lag is None else lag)
         if self._digest_at is None or moment < self._digest_at:
             self._digest_at = moment
-            self._at(moment, self._digest)
+            self._at(moment, partial(self._digest, moment))
 
-    def _digest(self) -> None:
+    def _digest(self, moment: int) -> None:
+        if moment != self._digest_at:
+            return  # it was needed earlier
         self._digest_at = None
         self.pool.digest()
         look_at = self.pool.scheduler.deadline()

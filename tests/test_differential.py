@@ -58,34 +58,39 @@ def _like_a_named_callable(cell: Cell, ours: Outcome, reference: Reference) -> b
     return agrees(named, ours, reference)
 
 
-def _like_an_error(cell: Cell, ours: Outcome, reference: Reference) -> bool:
-    """Accept what the library does for an ordinary error, but for the error's own words."""
-    expected = reference(replace(cell, fault="error within"))
-    return _without_words(ours) == _without_words(expected) and cell.fault in str(ours)
+def _like_any_error(cell: Cell, ours: Outcome, reference: Reference) -> bool:
+    """Accept what the library does for an ordinary error, but for the words, which name this one."""
+    ordinary = reference(replace(cell, fault="error within"))
+    name = RefusalError.__name__ if cell.fault == "error that does not unpickle" else cell.fault
+    return _reworded(ours, "") == _reworded(ordinary, "") and name in str(ours)
 
 
-def _like_a_named_error(cell: Cell, ours: Outcome, reference: Reference) -> bool:
-    return _like_an_error(replace(cell, fault=RefusalError.__name__), ours, reference)
-
-
-def _without_words(outcome: Outcome) -> str:
-    results = [("error", each[0]) if _is_error(each) else each for each in outcome.results]
-    callbacks = [(name, "error" if name == "error_callback" else value) for name, value in outcome.callbacks]
-    return repr((results, callbacks))
-
-
-def _is_error(result: Any) -> bool:
-    return isinstance(result, tuple) and result[0] in ("call", "result")
+def _naming_the_item(cell: Cell, ours: Outcome, reference: Reference) -> bool:
+    """Accept an error in sending whose words name the item itself, and the frames of the task."""
+    reason = "cannot pickle"
+    return _reworded(ours, reason) == _reworded(
+        reference(cell), reason
+    ) and "<unlocked _thread.lock object at 0x>" in str(ours)
 
 
 def _in_parts_of_chunks(cell: Cell, ours: Outcome, reference: Reference) -> bool:
-    """Accept that a default chunk came in parts, each with a state of its own."""
-    whole = reference(cell).results
-    apart = reference(replace(cell, chunksize=1)).results
+    """Accept that items of a default chunk were pickled apart."""
+    whole = reference(cell).results[0]
+    apart = reference(replace(cell, chunksize=1)).results[0]
     return all(
-        own in (together, alone)
-        for own, together, alone in zip(*(each[0] for each in (ours.results, whole, apart)), strict=True)
+        own in (together, alone) for own, together, alone in zip(ours.results[0], whole, apart, strict=True)
     )
+
+
+def _reworded(outcome: Outcome, words: str) -> Outcome:
+    """Return an outcome in which of each error only those words are left that are asked for."""
+
+    def reword(each: Any) -> Any:
+        if isinstance(each, tuple) and each[0] in ("call", "result", "error_callback"):
+            return each[0], words if words in str(each) else each
+        return each
+
+    return Outcome([reword(each) for each in outcome.results], [reword(each) for each in outcome.callbacks])
 
 
 DIFFERENCES = {
@@ -100,7 +105,7 @@ DIFFERENCES = {
         why="the library loses the task with its worker and waits for ever; ours ends with the "
         "error, as with any other",
         covers=lambda cell: cell.fault in ("SystemExit", "KeyboardInterrupt"),
-        accepts=_like_an_error,
+        accepts=_like_any_error,
         example=Cell("apply", None, "function", "ints", "SystemExit"),
         stdlib_hangs=True,
     ),
@@ -108,11 +113,19 @@ DIFFERENCES = {
         why="unpickling one kills the library's result thread, and everyone waits for ever; we try "
         "it in the worker, and send the name and the words of an error that does not survive",
         covers=lambda cell: cell.fault == "error that does not unpickle",
-        accepts=lambda cell, ours, reference: _like_an_error(
-            replace(cell, fault="RefusalError"), ours, reference
-        ),
+        accepts=_like_any_error,
         example=Cell("apply", None, "function", "ints", "error that does not unpickle"),
         stdlib_hangs=True,
+    ),
+    "results and errors that do not pickle": Difference(
+        why="the library names the chunk, or a wrapper of its own, that could not be sent; we name "
+        "the item or error itself, and its cause shows the frames in the worker",
+        covers=lambda cell: (
+            cell.fault in ("result that does not pickle", "error that does not pickle")
+            and cell.callable != "builtin"
+        ),
+        accepts=_naming_the_item,
+        example=Cell("map", 1, "function", "ints", "result that does not pickle"),
     ),
     "sized iterables that fail": Difference(
         why="of an iterable with a length the library awaits as many chunks as the length promises, "
@@ -128,16 +141,17 @@ DIFFERENCES = {
         why="the library takes it for the end of the chunk and returns a shorter list, in which "
         "results stand at the places of others; ours ends with the error",
         covers=lambda cell: cell.fault == "StopIteration" and _in_chunks(cell),
-        accepts=_like_an_error,
+        accepts=_like_any_error,
         example=Cell("map", 3, "function", "ints", "StopIteration"),
     ),
     "default chunks in parts": Difference(
-        why="a chunk that nobody asked for may be split to balance the work; its parts are pickled "
-        "apart, so that items and callables of one chunk may share no state",
+        why="a chunk that nobody asked for may be split to balance the work, unless the callable "
+        "carries a state; its parts are pickled apart, so that its items may share nothing",
         covers=lambda cell: (
             cell.face in MAPS
             and cell.chunksize is None
-            and (cell.callable in STATEFUL or cell.items in SHARED)
+            and cell.items in SHARED
+            and cell.callable not in STATEFUL
         ),
         accepts=_in_parts_of_chunks,
         example=Cell("map", None, "function", "sharers"),

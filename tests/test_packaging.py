@@ -26,10 +26,13 @@ BLOCK_C = "import sys; sys.modules['pairpool._framing_c'] = None; "
 
 
 def run_python(
-    *arguments: str, extension: str | None, directory: Path | None = None, **variables: str
+    *arguments: str,
+    extension: str | None,
+    directory: Path | None = None,
+    variables: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run an interpreter with this PAIRPOOL_EXTENSION (None: unset), as it finds the package here."""
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), **variables}
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), **(variables or {})}
     environment.pop("PAIRPOOL_EXTENSION", None)
     if extension is not None:
         environment["PAIRPOOL_EXTENSION"] = extension

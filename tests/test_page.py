@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 import os
 import pickle
@@ -27,19 +28,39 @@ def pages_of_the_twin(twin: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(_page, "_twin", twin)
 
 
-@pytest.fixture
-def parent() -> Iterator[Page]:
-    """A new page, as the parent has it."""
-    page = Page.create()
-    yield page
-    page.close()
-
-
-@pytest.fixture
-def worker(parent: Page) -> Iterator[Page]:
-    """The same page, as its worker has it."""
-    page = Page.attach([os.dup(descriptor) for descriptor in parent.descriptors])
+def both_sides() -> tuple[Page, Page]:
+    """Return a new page as the parent has it, and as its worker has it."""
+    parent = Page.create()
+    worker = Page.attach([os.dup(descriptor) for descriptor in parent.descriptors])
     parent.drop_worker_ends()
+    return parent, worker
+
+
+@pytest.fixture
+def sides() -> Iterator[tuple[Page, Page]]:
+    """Both sides of a new page."""
+    parent, worker = both_sides()
+    yield parent, worker
+    parent.close()
+    worker.close()
+
+
+@pytest.fixture
+def parent(sides: tuple[Page, Page]) -> Page:
+    """The parent's side of a new page."""
+    return sides[0]
+
+
+@pytest.fixture
+def worker(sides: tuple[Page, Page]) -> Page:
+    """The worker's side of the same page."""
+    return sides[1]
+
+
+@pytest.fixture
+def new_page() -> Iterator[Page]:
+    """A page that no worker has yet."""
+    page = Page.create()
     yield page
     page.close()
 
@@ -252,21 +273,17 @@ def test_repr_says_what_the_worker_is_at(parent: Page, worker: Page) -> None:
 def test_a_closed_page_leaves_nothing() -> None:
     """A page holds no descriptor once it is closed, and may be closed again."""
     before = open_descriptors()
-    page = Page.create()
-    worker = Page.attach([os.dup(descriptor) for descriptor in page.descriptors])
-    page.drop_worker_ends()
-    for _ in range(2):
-        worker.close()
+    for page in 2 * both_sides():
         page.close()
 
     assert open_descriptors() == before
 
 
-def test_a_page_cannot_change_its_size(parent: Page) -> None:
+def test_a_page_cannot_change_its_size(new_page: Page) -> None:
     """Nobody who holds the page can make the other side's access to it fail."""
     for size in (0, 2 * mmap.PAGESIZE):
         with pytest.raises(PermissionError):
-            os.ftruncate(parent.descriptors[0], size)
+            os.ftruncate(new_page.descriptors[0], size)
 
 
 def test_descriptors_of_another_twin_are_refused(twin: ModuleType) -> None:
@@ -279,23 +296,23 @@ def test_descriptors_of_another_twin_are_refused(twin: ModuleType) -> None:
     assert open_descriptors() == before
 
 
-def test_a_forked_child_has_no_page(parent: Page) -> None:
+def test_a_forked_child_has_no_page(new_page: Page) -> None:
     """A child forked by somebody else holds neither the descriptors nor the mapping."""
     before = open_descriptors()
 
     def look() -> None:
-        assert repr(parent) == "<Page closed>"
+        assert repr(new_page) == "<Page closed>"
         assert len(open_descriptors()) < len(before)
         assert "pairpool-page" not in str(open_descriptors())
 
     assert run_in_child(look) == 0
-    assert parent.read().phase == Phase.IDLE
+    assert new_page.read().phase == Phase.IDLE
 
 
-def test_a_page_in_use_can_be_closed_after_a_fork(parent: Page) -> None:
+def test_a_page_in_use_can_be_closed_after_a_fork(new_page: Page) -> None:
     """A child forked while another thread was within a primitive closes the page without an error."""
-    in_use = memoryview(parent._memory)
-    assert run_in_child(parent.close) == 0
+    in_use = memoryview(new_page._memory)
+    assert run_in_child(new_page.close) == 0
     in_use.release()
 
 
@@ -309,21 +326,16 @@ def packet_size(packet: int) -> int:
 
 def fork_worker(parent: Page, work: Callable[[Page], None]) -> int:
     """Fork a worker which does this with its page."""
-
-    def attach_and_work() -> None:
-        work(worker)
-        worker.close()
-
     # Mapped before the fork and spared by the hook that closes pages. Under the zygote workers map it after.
-    worker = Page.attach([os.dup(descriptor) for descriptor in parent.descriptors])
-    with _descriptors.spare(worker):
-        pid = fork_child(attach_and_work)
-    worker.close()
+    page = Page.attach([os.dup(descriptor) for descriptor in parent.descriptors])
+    with _descriptors.spare(page):
+        pid = fork_child(lambda: work(page))
+    page.close()
     parent.drop_worker_ends()
     return pid
 
 
-def test_each_unit_is_claimed_by_exactly_one(parent: Page) -> None:
+def test_each_unit_is_claimed_by_exactly_one(new_page: Page) -> None:
     """A worker that claims as fast as it can and a parent that takes tails at any moment share every unit.
 
     The worker claims packet after packet until the parent has cut enough of them. The parent asks for the
@@ -333,7 +345,7 @@ def test_each_unit_is_claimed_by_exactly_one(parent: Page) -> None:
     reads, writes = os.pipe()
 
     def work(worker: Page) -> None:
-        kept = []
+        kept: list[int] = []
         while not enough[0]:
             worker.begin(len(kept), packet_size(len(kept)))
             units = claims(worker)
@@ -342,6 +354,7 @@ def test_each_unit_is_claimed_by_exactly_one(parent: Page) -> None:
         with os.fdopen(writes, "wb") as results:
             pickle.dump(kept, results)
 
+    parent = new_page
     pid = fork_worker(parent, work)
     os.close(writes)
     moments = random.Random(2)
@@ -404,23 +417,36 @@ def test_a_killed_worker_leaves_exact_accounts(twin: ModuleType) -> None:
 
 # --- Interrupts --------------------------------------------------------------------------------------------
 
+# In a child, because an interrupt would be swallowed where it strikes a plug-in of pytest's. And the loops
+# stand in functions of their own: CPython 3.12 and 3.13 let an interrupt at the end of a loop's turn escape
+# from a try statement that holds the loop itself (python/cpython#130279).
 
-@pytest.fixture
-def interrupts() -> Iterator[Callable[[float], None]]:
-    """Arm a KeyboardInterrupt so many seconds from now."""
+
+def interrupt_after(seconds: float) -> None:
+    """Have KeyboardInterrupt raised once, so many seconds from now; after none at all, not any more."""
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    # It looks for signals itself. The interpreter may have missed that one came, until it next takes the GIL.
+    signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def run_interrupted(work: Callable[[], object]) -> int:
+    """Do this in a child, where SIGALRM raises KeyboardInterrupt, and return its exit code."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGALRM, interrupt)
-    yield lambda delay: signal.setitimer(signal.ITIMER_REAL, delay) and None
-    signal.signal(signal.SIGALRM, before)
+    def work_alone() -> None:
+        gc.disable()  # nothing but the test is to be interrupted
+        signal.signal(signal.SIGALRM, interrupt)
+        work()
+
+    return run_in_child(work_alone)
 
 
-def take_for_ever(parent: Page, packet: int, firsts: list[int]) -> None:
+def take_often(parent: Page, packet: int, firsts: list[int]) -> None:
     """Take the same tail again and again, and keep what was answered."""
-    while True:
-        firsts.append(parent.take_tail(packet, 8))
+    for _ in range(1000):
+        firsts += (parent.take_tail(packet, 8),)
 
 
 def claim_the_rest(worker: Page, packet: int, units: list[int]) -> None:
@@ -432,47 +458,52 @@ def claim_the_rest(worker: Page, packet: int, units: list[int]) -> None:
         units += (unit,)
 
 
-# In both tests the loops stand in functions of their own: CPython 3.12 and 3.13 let an interrupt at the end
-# of a loop's turn escape from a try statement that holds the loop itself (python/cpython#130279).
-
-
-def test_an_interrupted_parent_loses_no_tail(
-    parent: Page, worker: Page, interrupts: Callable[[float], None]
-) -> None:
+def test_an_interrupted_parent_loses_no_tail() -> None:
     """A tail whose taking was interrupted is there when it is taken again, to the unit."""
-    delays = random.Random(4)
-    interrupted = 0
-    for packet in range(1, 2000):
-        worker.begin(packet, 8)
-        worker.claim()
-        firsts: list[int] = []
-        try:
-            interrupts(delays.uniform(1e-6, 12e-6))
-            take_for_ever(parent, packet, firsts)
-        except KeyboardInterrupt:
-            interrupted += not firsts
-        assert (parent.take_tail(packet, 8), worker.claim(), {*firsts} | {1}) == (1, -1, {1})
-    assert interrupted > 0
 
-
-def test_an_interrupted_worker_finds_its_place(worker: Page, interrupts: Callable[[float], None]) -> None:
-    """After an interrupt the page says whether the packet was entered and which unit was claimed last."""
-    delays = random.Random(5)
-    interrupted = 0
-    for packet in range(1, 1000):
-        units: list[int] = []
-        while len(units) < 8:
+    def take_interrupted() -> None:
+        parent, worker = both_sides()
+        delays = random.Random(4)
+        interrupted = 0
+        for packet in range(1, 2000):
+            worker.begin(packet, 8)
+            worker.claim()
+            firsts: list[int] = []
             try:
-                interrupts(delays.uniform(1e-6, 60e-6))
-                claim_the_rest(worker, packet, units)
-                interrupts(0)
+                interrupt_after(delays.uniform(1e-6, 12e-6))
+                take_often(parent, packet, firsts)
+                interrupt_after(0)
             except KeyboardInterrupt:
-                interrupted += 1
-                mark = worker.read()
-                if mark.packet == packet and mark.begun > len(units):
-                    units += (mark.offset,)
-        assert (units, worker.claim()) == (list(range(8)), -1)
-    assert interrupted > 0
+                interrupted += not firsts
+            assert (parent.take_tail(packet, 8), worker.claim(), {*firsts} | {1}) == (1, -1, {1})
+        assert interrupted > 0
+
+    assert run_interrupted(take_interrupted) == 0
+
+
+def test_an_interrupted_worker_finds_its_place() -> None:
+    """After an interrupt the page says whether the packet was entered and which unit was claimed last."""
+
+    def claim_interrupted() -> None:
+        _, worker = both_sides()
+        delays = random.Random(5)
+        interrupted = 0
+        for packet in range(1, 1000):
+            units: list[int] = []
+            while len(units) < 8:
+                try:
+                    interrupt_after(delays.uniform(1e-6, 60e-6))
+                    claim_the_rest(worker, packet, units)
+                    interrupt_after(0)
+                except KeyboardInterrupt:
+                    interrupted += 1
+                    mark = worker.read()
+                    if mark.packet == packet and mark.begun > len(units):
+                        units += (mark.offset,)
+            assert (units, worker.claim()) == (list(range(8)), -1)
+        assert interrupted > 0
+
+    assert run_interrupted(claim_interrupted) == 0
 
 
 def test_twins_are_both_here() -> None:

@@ -6,16 +6,16 @@ import pickle
 import sys
 import threading
 import traceback
-from multiprocessing.pool import MaybeEncodingError, RemoteTraceback
+from multiprocessing.pool import MaybeEncodingError, RemoteTraceback  # type: ignore[attr-defined]
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
 from pairpool._remote_errors import MOST_FRAMES, MOST_NODES, decode_error, encode_error
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """Pickles, and does not unpickle: its constructor takes other arguments than its base."""
 
     def __init__(self, first: int, second: int) -> None:
@@ -23,14 +23,14 @@ class Refused(Exception):
         self.first = first
 
 
-class Misread(Exception):
+class MisreadError(Exception):
     """Unpickles by the stdlib's way into something else, without a word."""
 
     def __init__(self, code: int) -> None:
         super().__init__(f"code {code}")
 
 
-class SilentBase(Exception):
+class SilentBaseError(Exception):
     """Never calls the constructor of its base."""
 
     def __init__(self, first: int, *, second: int) -> None:
@@ -52,7 +52,7 @@ class RefusedExit(SystemExit):
         self.reason = reason
 
 
-class Locked(Exception):
+class LockedError(Exception):
     """Cannot be pickled."""
 
     def __init__(self) -> None:
@@ -60,25 +60,25 @@ class Locked(Exception):
         self.lock = threading.Lock()
 
 
-class Reduced(Exception):
+class ReducedError(Exception):
     """Has a `__reduce__` of its own, which keeps neither notes nor anything else."""
 
     def __reduce__(self) -> Any:
-        return Reduced, ("made by __reduce__",)
+        return ReducedError, ("made by __reduce__",)
 
 
-class FatalReduce(Exception):
+class FatalReduceError(Exception):
     """Raises what is no Exception when it is pickled."""
 
     def __reduce__(self) -> Any:
         raise SystemExit("at pickling")
 
 
-class FatalSetState(Exception):
+class FatalSetStateError(Exception):
     """Raises what is no Exception when it is unpickled."""
 
     def __reduce__(self) -> Any:
-        return FatalSetState._make, ()
+        return FatalSetStateError._make, ()
 
     @staticmethod
     def _make() -> None:
@@ -92,7 +92,7 @@ class NotAnError(Exception):
         return dict, ()
 
 
-class Unspeakable(Exception):
+class UnspeakableError(Exception):
     """Has no repr, no str, and cannot be pickled."""
 
     def __repr__(self) -> str:
@@ -107,7 +107,8 @@ class Unspeakable(Exception):
 class Group(ExceptionGroup[Exception]):
     """A group whose constructor takes other arguments."""
 
-    def __new__(cls, errors: list[Exception], label: str) -> Group:
+    def __new__(cls, errors: list[Exception], label: str) -> Self:
+        """Take the members first."""
         group = super().__new__(cls, f"group {label}", errors)
         group.label = label
         return group
@@ -115,17 +116,17 @@ class Group(ExceptionGroup[Exception]):
     label: str
 
 
-class FromAfar(Exception):
+class FromAfarError(Exception):
     """Can only be unpickled in the process that pickled it."""
 
     def __reduce__(self) -> Any:
         return _only_in, (os.getpid(),)
 
 
-def _only_in(pid: int) -> FromAfar:
+def _only_in(pid: int) -> FromAfarError:
     if os.getpid() != pid:
         raise RuntimeError("another process")
-    return FromAfar()
+    return FromAfarError()
 
 
 def raised(error: BaseException, cause: BaseException | None = None) -> BaseException:
@@ -138,7 +139,7 @@ def raised(error: BaseException, cause: BaseException | None = None) -> BaseExce
         return caught
 
 
-def sent(error: BaseException, *, wrap: bool = True) -> BaseException:
+def sent(error: BaseException, *, wrap: bool = True) -> Any:
     """Return what arrives of an error."""
     return decode_error(encode_error(error, wrap=wrap))
 
@@ -149,16 +150,19 @@ def frames(trace: TracebackType | None) -> list[str]:
 
 
 class TestWrapping:
+    """What an error has for a cause."""
+
     def test_cause_is_remote_traceback(self) -> None:
         """The cause of an error is the stdlib's RemoteTraceback with the text of the remote one."""
         error = sent(raised(RuntimeError(123)))
+        cause: Any = error.__cause__
 
         assert type(error) is RuntimeError
         assert error.args == (123,)
-        assert type(error.__cause__) is RemoteTraceback
-        assert str(error.__cause__).startswith('\n"""\nTraceback (most recent call last):\n')
-        assert str(error.__cause__).endswith('RuntimeError: 123\n"""')
-        assert "raise error  # some comment" in error.__cause__.tb
+        assert type(cause) is RemoteTraceback
+        assert str(cause).startswith('\n"""\nTraceback (most recent call last):\n')
+        assert str(cause).endswith('RuntimeError: 123\n"""')
+        assert "raise error  # some comment" in cause.tb
 
     def test_excepthook_shows_the_remote_line(self, capsys: pytest.CaptureFixture[str]) -> None:
         """What the interpreter prints for an uncaught error has the line of the worker's source."""
@@ -194,6 +198,8 @@ class TestWrapping:
 
 
 class TestTracebacks:
+    """Frames."""
+
     def test_frames_are_real(self) -> None:
         """The traceback has the worker's frames, with file, line and source."""
         error = raised(ValueError())
@@ -251,10 +257,12 @@ class TestTracebacks:
         error = raised(ValueError())
         error.held = held.__traceback__  # type: ignore[attr-defined]
 
-        assert frames(sent(error).held) == ["raised"]  # type: ignore[attr-defined]
+        assert frames(sent(error).held) == ["raised"]
 
 
 class TestChains:
+    """Errors that hang together."""
+
     def test_context_and_suppression(self) -> None:
         """Contexts arrive, and whether they are to be shown."""
         try:
@@ -275,7 +283,7 @@ class TestChains:
 
         assert not sent(error, wrap=False).__suppress_context__
 
-    @pytest.mark.parametrize("error", [ValueError("x"), Reduced("x"), Refused(1, 2)])
+    @pytest.mark.parametrize("error", [ValueError("x"), ReducedError("x"), RefusedError(1, 2)])
     def test_notes(self, error: Exception) -> None:
         """Notes arrive, also where `__reduce__` forgets them."""
         error.add_note("a note")
@@ -284,13 +292,13 @@ class TestChains:
 
     def test_groups(self) -> None:
         """A group arrives with its members, each with its own chain and frames."""
-        inner = raised(Refused(1, 2), KeyError("why"))
+        inner = raised(RefusedError(1, 2), KeyError("why"))
         assert isinstance(inner, Exception)
         error = sent(raised(ExceptionGroup("all", [inner, ExceptionGroup("deeper", [OSError(5, "io")])])))
 
         assert isinstance(error, ExceptionGroup)
         first, second = error.exceptions
-        assert isinstance(first, Refused)
+        assert isinstance(first, RefusedError)
         assert first.first == 1
         assert type(first.__cause__) is KeyError
         assert isinstance(second, ExceptionGroup)
@@ -306,7 +314,7 @@ class TestChains:
 
     def test_group_with_a_member_that_cannot_travel(self) -> None:
         """A member that cannot be pickled is replaced; its neighbours and the group stay."""
-        error = sent(BaseExceptionGroup("all", [Locked(), SystemExit(3)]))
+        error = sent(BaseExceptionGroup("all", [LockedError(), SystemExit(3)]))
 
         assert isinstance(error, BaseExceptionGroup)
         assert isinstance(error.exceptions[0], MaybeEncodingError)
@@ -314,11 +322,11 @@ class TestChains:
 
     def test_chain_with_an_error_that_cannot_travel(self) -> None:
         """A cause that cannot be pickled is replaced; the error itself stays."""
-        error = sent(raised(ValueError("outer"), Locked()), wrap=False)
+        error = sent(raised(ValueError("outer"), LockedError()), wrap=False)
 
         assert type(error) is ValueError
         assert isinstance(error.__cause__, MaybeEncodingError)
-        assert error.__cause__.value == "Locked('locked')"
+        assert error.__cause__.value == "LockedError('locked')"
 
     def test_circle(self) -> None:
         """A circle of causes arrives as a circle."""
@@ -346,12 +354,14 @@ class TestChains:
 
 
 class TestDifficultErrors:
+    """Errors that pickle does not bring back as they were."""
+
     @pytest.mark.parametrize(
         "error",
         [
-            Refused(1, 2),
-            Misread(5),
-            SilentBase(1, second=2),
+            RefusedError(1, 2),
+            MisreadError(5),
+            SilentBaseError(1, second=2),
             RefusedOSError("/some/path"),
             RefusedExit(3, "because"),
             OSError(13, "denied", "/a", None, "/b"),
@@ -377,17 +387,17 @@ class TestDifficultErrors:
 
     def test_replaced_by_a_carrier(self) -> None:
         """What cannot travel becomes a MaybeEncodingError with the reason, the repr and the traceback."""
-        error = sent(raised(Locked()))
+        error = sent(raised(LockedError()))
 
         assert type(error) is MaybeEncodingError
         assert error.exc == """TypeError("cannot pickle '_thread.lock' object")"""
-        assert error.value == "Locked('locked')"
+        assert error.value == "LockedError('locked')"
         assert str(error) == f"Error sending result: '{error.value}'. Reason: '{error.exc}'"
         assert type(error.__cause__) is RemoteTraceback
         assert "raise error  # some comment" in str(error.__cause__)
         assert frames(error.__traceback__) == ["raised"]
 
-    @pytest.mark.parametrize("error", [FatalReduce("x"), FatalSetState("x"), NotAnError("x")])
+    @pytest.mark.parametrize("error", [FatalReduceError("x"), FatalSetStateError("x"), NotAnError("x")])
     def test_fatal_reducers(self, error: Exception) -> None:
         """An error whose own way of being pickled fails, or leads elsewhere, is made without it."""
         found = sent(raised(error))
@@ -397,22 +407,22 @@ class TestDifficultErrors:
 
     def test_without_repr(self) -> None:
         """Even an error that cannot be shown arrives, as something that can."""
-        found = sent(raised(Unspeakable()))
+        found = sent(raised(UnspeakableError()))
 
-        assert type(found) is Unspeakable
-        error = Locked()
-        error.args = (Unspeakable(),)
+        assert type(found) is UnspeakableError
+        error = LockedError()
+        error.args = (UnspeakableError(),)
         assert isinstance(sent(error), MaybeEncodingError)
 
     def test_local_class(self) -> None:
         """An error of a class that has no name goes by value, and back into the caller's own class."""
 
-        class Local(Exception):
+        class LocalError(Exception):
             pass
 
-        found = sent(raised(Local("x")))
+        found = sent(raised(LocalError("x")))
 
-        assert type(found) is Local
+        assert type(found) is LocalError
         assert found.args == ("x",)
 
     def test_base_exceptions(self) -> None:
@@ -422,8 +432,11 @@ class TestDifficultErrors:
 
 
 class TestDecoding:
+    """What arrives."""
+
     @pytest.mark.parametrize(
-        "data", [b"", b"garbage", pickle.dumps(None), pickle.dumps((None, [])), pickle.dumps((None, [(1, 2)]))]
+        "data",
+        [b"", b"garbage", pickle.dumps(None), pickle.dumps((None, [])), pickle.dumps((None, [(1, 2)]))],
     )
     def test_garbage(self, data: bytes) -> None:
         """What is no encoded error decodes into an error that says so."""
@@ -433,20 +446,20 @@ class TestDecoding:
         """An error which loads in the worker but not in the caller becomes a carrier with its text."""
         reading, writing = os.pipe()
         if os.fork() == 0:
-            os.write(writing, encode_error(raised(FromAfar()), wrap=True))
+            os.write(writing, encode_error(raised(FromAfarError()), wrap=True))
             os._exit(0)
         os.wait()
         with open(reading, "rb", closefd=True) as stream:
             os.close(writing)
-            found = decode_error(stream.read())
+            found: Any = decode_error(stream.read())
 
         assert isinstance(found, MaybeEncodingError)
         assert found.exc == "RuntimeError('another process')"
-        assert found.value == "FromAfar()"
-        assert "FromAfar" in str(found.__cause__)
+        assert found.value == "FromAfarError()"
+        assert "FromAfarError" in str(found.__cause__)
 
     def test_printing_any_of_them(self) -> None:
         """What arrives can be printed in full."""
-        error = sent(raised(ExceptionGroup("all", [Locked(), Refused(1, 2)]), KeyError("why")))
+        error = sent(raised(ExceptionGroup("all", [LockedError(), RefusedError(1, 2)]), KeyError("why")))
 
         traceback.print_exception(error, file=io.StringIO())

@@ -452,7 +452,7 @@ def test_admission_returns_every_descriptor_or_closes_it(
             expected += array.array("i", content[: len(content) // 4 * 4])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_framing.os, "close", closed.append)
+        patch.setattr("pairpool._framing.os.close", closed.append)
         try:
             admitted = _framing.admit((data, ancillary, flags, None))
         except FramingError:

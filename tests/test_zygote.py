@@ -156,10 +156,10 @@ class TestExitCodes:
             (zygotes.leave, ("meant to be said",), 1),
             (zygotes.fail, (), 1),
             (os._exit, (9,), 9),
-            (os.abort, (), -signal.SIGABRT),
+            (signal.raise_signal, (signal.SIGUSR1,), -signal.SIGUSR1),
             (signal.raise_signal, (signal.SIGKILL,), -signal.SIGKILL),
         ],
-        ids=["SystemExit()", "SystemExit(3)", "SystemExit(str)", "exception", "os._exit", "abort", "SIGKILL"],
+        ids=["SystemExit()", "SystemExit(3)", "SystemExit(str)", "exception", "os._exit", "SIGUSR1", "SIGKILL"],
     )
     def test_are_those_of_the_stdlib(
         self, nest: Nest, start_method: str, function: Callable[..., Any], args: tuple[Any, ...], code: int

@@ -61,6 +61,7 @@ class Remote:
         self.slot = slot
         self.number = number
         self.line = line
+        self._spawned: Spawned | None = None
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Have the worker call this, and return what it returned."""
@@ -76,7 +77,9 @@ class Remote:
 
     def spawned(self) -> Spawned:
         """Wait until the zygote has told of the worker."""
-        return self.nest.await_reply(Spawned, self.slot)
+        if self._spawned is None:
+            self._spawned = self.nest.await_reply(Spawned, self.slot)
+        return self._spawned
 
     def retire(self) -> int:
         """Have the worker return, and return its exit code."""

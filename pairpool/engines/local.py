@@ -273,7 +273,8 @@ class LocalEngine:
         self._receiving = threading.RLock()
         self._pumpers = 0
         self._sleeps_until: int | None = None  # ns; None: for ever
-        self._shutting = False
+        self._shutting = False  # workers end, or are ended; nothing new begins
+        self._released = False  # and are gone, with the zygote; the I/O thread waits for nothing more
         self._finished = threading.Event()
         self.signals: list[Settable] = []  # of those who wait for a worker to be forked
 
@@ -418,8 +419,8 @@ class LocalEngine:
                 self._pumpers -= 1
                 kick.waiter = 0
                 modify(inner, ARMED)
-        except ValueError:
-            if not self._shutting:
+        except (OSError, ValueError):
+            if not self._released:
                 raise  # else: the epolls are closed
         finally:
             watched.remove(kick)
@@ -451,9 +452,11 @@ class LocalEngine:
 
     def _run(self) -> None:
         try:
-            while not (self._shutting and not self._handles):
+            while True:
                 self._do_chores()
                 self.handlers.drain()
+                if self._shutting and not self._handles:
+                    return
                 if self.outbox:
                     # The kernel pushed back for want of memory or descriptors, which passes.
                     patience: float | None = 0.005
@@ -590,10 +593,11 @@ class LocalEngine:
             handle.close()
         self._handles.clear()
         self._by_descriptor.clear()
+        self._released = True
         self._close_watch()
 
     def _close_watch(self) -> None:
-        """Closes the epolls once nobody pumps: the last to leave does it. Twice does no harm."""
-        if self._shutting and not self._pumpers:
+        """Closes the epolls once nobody waits on them: the last to leave does it. Twice does no harm."""
+        if self._released and not self._pumpers:
             for owner in (self._watch_ends, self._pump_kick, self._wake_kick):
                 owner.close()

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from pairpool._fingerprint import Scope, digest, is_definition
+from pairpool._anatomy import is_definition
+from pairpool._fingerprint import Scope, digest
 from pairpool._namespaces import main_namespace
 
 

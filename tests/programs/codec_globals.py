@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from codec_worker import Worker
-
 from pairpool._codec import Encoder
 
 MODEL: Any = None
@@ -170,7 +169,12 @@ def check_later_classes(worker: Worker) -> None:
     assert worker.call(call_where, Point(1)) == "old 1"
     assert worker.call(is_point, Point(1))
     assert worker.map(call_where, [Point(2), Point(3)]) == ["old 2", "old 3"]
-    exec("class Later:\n  def __init__(self, x): self.x = x\n  def where(self): return 'later', self.x, task()", scope)
+    exec(
+        "class Later:\n"
+        "  def __init__(self, x): self.x = x\n"
+        "  def where(self): return 'later', self.x, task()",
+        scope,
+    )
     assert worker.call(call_where, scope["Later"](1)) == ("later", 1, task())
     returned = worker.call(echo, scope["Later"](2))
     assert type(returned) is scope["Later"]
@@ -179,7 +183,9 @@ def check_later_classes(worker: Worker) -> None:
     assert worker.call(call_where, Point(1)) == "patched 1"
     assert worker.call(is_point, Point(1))
     old = Point(7)
-    exec("class Point:\n  def __init__(self, x): self.x = x\n  def where(self): return f'new {self.x}'", scope)
+    exec(
+        "class Point:\n  def __init__(self, x): self.x = x\n  def where(self): return f'new {self.x}'", scope
+    )
     assert worker.call(call_where, scope["Point"](1)) == "new 1"
     assert worker.call(call_where, old) == "patched 7"
     assert worker.call(is_point, scope["Point"](1))
@@ -233,19 +239,97 @@ def check_unchanged_goes_by_name(worker: Worker) -> None:
 def check_what_an_initializer_replaced(worker: Worker) -> None:
     """A function that the initializer replaced in the worker stays replaced."""
     assert worker.call(use_hidden) == "the worker's"
-    assert worker.call(lambda: hidden()) == "the worker's"
+    assert worker.call(lambda: [hidden()]) == ["the worker's"]
+
+
+def check_changes_that_are_undone(worker: Worker) -> None:
+    """What a function finds is what the caller has, also after other functions brought other things."""
+    scope = globals()
+    scope["changing"] = lambda: "one"
+    scope["changing_data"] = 1
+    first = lambda: (changing(), changing_data)  # type: ignore[name-defined]  # noqa: E731, F821
+    second = lambda: (changing(), changing_data, "second")  # type: ignore[name-defined]  # noqa: E731, F821
+    exec("class Changing:\n  def where(self): return changing()", scope)
+    original, early = scope["changing"], worker.encoder.definition(first)
+    assert worker.call(first) == ("one", 1)
+    assert worker.call(call_where, scope["Changing"]()) == "one"
+    scope["changing"], scope["changing_data"] = lambda: "two", 2
+    assert worker.call(second) == ("two", 2, "second")
+    assert worker.call(call_where, scope["Changing"]()) == "two"
+    scope["changing"], scope["changing_data"] = original, 1
+    assert worker.call(call_where, scope["Changing"]()) == "one"
+    assert worker.call(first) == ("one", 1)
+    scope["changing"] = lambda: "three"
+    assert worker.call(second) == ("three", 1, "second")
+    # Made before the change and loaded after it: as in one process, the latest counts.
+    worker.forget(early)
+    assert worker.run(early) == ("three", 1)
+
+
+def check_classes_are_sent_once(worker: Worker) -> None:
+    """A class that goes by value is loaded once, and again when it has changed."""
+    scope = globals()
+    exec(
+        "class Loaded:\n  x = 1\n  def __set_name__(self, *_): loads.append(1)\n  def where(self): return 1",
+        scope,
+    )
+    exec("loads = []\nclass Outer:\n  x = 5\n  inner = None\n  def where(self): return self.x", scope)
+    ids = {worker.call(class_id, scope["Outer"]()) for _ in range(3)}
+    assert len(ids) == 1
+    scope["Outer"].x = 6
+    assert worker.call(call_where, scope["Outer"]()) == 6
+    assert {worker.call(class_id, scope["Outer"]())} == ids
+
+
+def class_id(obj: Any) -> int:
+    """Tell classes apart; keep them."""
+    KEPT.append(obj)
+    return id(type(obj))
+
+
+KEPT: list[Any] = []
+
+
+def nest(method: str, inherited: bool) -> str:
+    """Be the caller of another worker."""
+    with Worker(method, Encoder(inherited=inherited), initialize, ("nested",)) as worker:
+        assert worker.call(see_model) == ("nested", 99)
+        assert worker.call(lambda: MODEL) == "nested"
+        assert worker.call(call_where, Point(3)) == "old 3"
+        original, Point.where = Point.where, lambda self: f"nested {self.x}"  # type: ignore[method-assign]
+        assert worker.call(call_where, Point(3)) == "nested 3"
+        Point.where = original  # type: ignore[method-assign]
+    return "nested"
+
+
+def check_nested(worker: Worker) -> None:
+    """A worker may itself be a caller."""
+    assert worker.call(nest, "fork", True) == "nested"
+    assert worker.call(nest, "fork", False) == "nested"
+    assert worker.call(nest, "spawn", False) == "nested"
+
+
+CHECKS = (
+    check_unchanged_goes_by_name,
+    check_kinds,
+    check_what_an_initializer_replaced,
+    check_globals_of_an_initializer,
+    check_nested,
+    check_changes_that_are_undone,
+    check_classes_are_sent_once,
+    # These change what the others need, so they come last.
+    check_later_definitions,
+    check_later_classes,
+)
 
 
 def main() -> None:
     """Run each check with a worker of its own."""
     method, inherited = sys.argv[1], sys.argv[2] == "inherited"
-    for check in (check_unchanged_goes_by_name, check_kinds, check_what_an_initializer_replaced):
-        initializer = replace_hidden if check is check_what_an_initializer_replaced else initialize
-        initargs = () if initializer is replace_hidden else ("set",)
+    for check in CHECKS:
+        replaces = check is check_what_an_initializer_replaced
+        initializer, initargs = (replace_hidden, ()) if replaces else (initialize, ("set",))
         with Worker(method, Encoder(inherited=inherited), initializer, initargs) as worker:
-            check(worker)
-    for check in (check_globals_of_an_initializer, check_later_definitions, check_later_classes):
-        with Worker(method, Encoder(inherited=inherited), initialize, ("set",)) as worker:
             check(worker)
 
 

@@ -24,10 +24,11 @@ def interrupt(*_: object) -> None:
 
 
 def exchange(twin: Any, outgoing: Any, arrivals: Any, end: Any, limits: random.Random) -> None:
-    """Send and receive until all has arrived."""
-    while len(arrivals) < MESSAGES:
-        twin.flush(outgoing)
-        twin.receive(end, arrivals, 7, limits.randrange(1, 40))
+    """Send and receive until nothing is left on the way."""
+    while True:
+        sent = twin.flush(outgoing)
+        if not twin.receive(end, arrivals, 7, limits.randrange(1, 40)) and sent:
+            return
 
 
 def main(twin: Any) -> None:
@@ -46,6 +47,7 @@ def main(twin: Any) -> None:
             signal.setitimer(signal.ITIMER_REAL, delays.uniform(1e-6, LONGEST))
             exchange(twin, outgoing, arrivals, theirs, delays)
             signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.pthread_sigmask(signal.SIG_BLOCK, ())  # runs the handler of a signal that came before
             break
         except KeyboardInterrupt:
             interrupts += 1

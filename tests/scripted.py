@@ -1,0 +1,223 @@
+"""An engine whose workers go on when the test says so, on the test's thread.
+
+It runs what a dispatcher sends, so that jobs, results and callbacks can be followed from one end to the other
+without a thread or a process. Everything that it does is one step for the dispatcher.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pairpool._jobs import Body, Encoder
+from pairpool._objects import NOTHING, ObjectEncoder
+from pairpool._packet import DEFINITION_HEAD, TASKS_HEAD, Flag, Mode, OutcomeMode, Status
+from pairpool._waiting import Settable
+from pairpool.engines import Handlers, Outcomes, SlotEnd, WorkerPlan
+
+
+class ScriptedWorker:
+    """A worker that runs units when it is told to."""
+
+    def __init__(self, engine: ScriptedEngine, slot: int) -> None:
+        self.slot = slot
+        self.queue: deque[tuple[int, Sequence[Any]]] = deque()
+        self.stopping = False
+        self._engine = engine
+        self._up = False
+        self._units: deque[int] = deque()  # of the packet taken, not yet claimed
+        self._packet = self._count = 0  # the packet taken last
+        self._busy = False  # with that packet
+        self._outcomes: list[tuple[int, Any]] = []  # not yet told
+
+    def go_on(self) -> bool:
+        """Come up, take a packet or run a unit; return whether there was anything to do."""
+        if not self._up:
+            self._up = True
+            self._tell(self._engine.handlers.on_up, self.slot)
+        elif self._units:
+            self._run_unit(self._units.popleft())
+        elif self._busy:
+            self._leave_packet()
+        elif self.queue:
+            self._take()
+        elif self.stopping:
+            self.end(0)
+        else:
+            return False
+        return True
+
+    def _take(self) -> None:
+        ident, buffers = self.queue.popleft()
+        self._mode, flags, n_definitions, count, _, definition, _ = TASKS_HEAD.unpack(buffers[0])
+        at = 1
+        if flags & Flag.NEEDS:
+            self._tell(self._engine.handlers.on_refused, (ident, buffers[at]))
+            return
+        definitions = self._engine.definitions
+        for _ in range(n_definitions):
+            definitions[DEFINITION_HEAD.unpack(buffers[at])[0]] = buffers[at + 1]
+            at += 2
+        self._function = definitions.get(definition)
+        self._payloads = buffers[at:]
+        self._visible = bool(flags & Flag.VISIBLE)
+        self._packet, self._count = ident, count
+        self._units = deque(range(count))
+        self._busy = True
+
+    def _run_unit(self, unit: int) -> None:
+        self._outcomes.append(self._outcome(unit))
+        self._ended = unit + 1
+        if self._visible:
+            self._send(OutcomeMode.SEPARATE)
+
+    def _leave_packet(self) -> None:
+        if self._outcomes:
+            failed = any(status for status, _ in self._outcomes)
+            self._send(OutcomeMode.SEPARATE if failed else OutcomeMode.SHARED)
+        self._busy = False
+
+    def _send(self, mode: OutcomeMode) -> None:
+        payloads: list[Any] = [payload for _, payload in self._outcomes]
+        buffers = [payloads]
+        if mode == OutcomeMode.SEPARATE:
+            buffers = [bytes(status for status, _ in self._outcomes), *payloads]
+        count = len(payloads)
+        outcomes = Outcomes(self.slot, self._packet, mode, self._ended - count, count, 1000 * count, buffers)
+        self._tell(self._engine.handlers.on_outcomes, outcomes)
+        self._outcomes = []
+
+    def _outcome(self, unit: int) -> tuple[int, Any]:
+        payload = self._payloads[0][unit] if self._mode == Mode.SHARED else self._payloads[unit]
+        if self._mode == Mode.CALLS:
+            payload = self._payloads[1 + unit]
+        if payload is NOTHING:
+            return Status.SKIPPED, b""
+        try:
+            return Status.OK, self._value(payload)
+        except Exception as error:
+            return Status.ERROR, error
+
+    def _value(self, payload: Any) -> Any:
+        if self._mode == Mode.CALLS:
+            function, arguments, keywords = payload
+            return function(*arguments, **keywords)
+        assert self._function is not None
+        if self._mode == Mode.CHUNKS:
+            return [self._function(item) for item in payload]
+        return self._function(payload)
+
+    def recall(self) -> None:
+        """Give back what was not taken."""
+        while self.queue:
+            self._tell(self._engine.handlers.on_came_back, self.queue.popleft()[0])
+
+    def look(self, packet: int, count: int, cut: bool) -> None:
+        """Give back what was not claimed."""
+        if cut:
+            kept = count - len(self._units) if packet == self._packet else count
+            self._units.clear()
+            self._tell(self._engine.handlers.on_cut, (packet, kept))
+
+    def end(self, exitcode: int) -> None:
+        """End; what has begun of a packet and was not told is lost."""
+        begun = self._count - len(self._units)
+        at = self._packet if self._busy and begun else None
+        if self._busy:
+            self.look(self._packet, self._count, cut=True)
+        self.recall()
+        end = SlotEnd(self.slot, 1000 + self.slot, exitcode, at, begun - 1)
+        self._tell(self._engine.handlers.on_down, end)
+        del self._engine.by_slot[self.slot]
+
+    def die_within_a_unit(self) -> None:
+        """Claim a unit, and end in the middle of it."""
+        self._units.popleft()
+        self.end(-9)
+
+    def fail(self, error: BaseException) -> None:
+        """End because the initializer raised."""
+        self._tell(self._engine.handlers.on_failed, (self.slot, error))
+        self.end(1)
+
+    def _tell(self, handler: Callable[[Any], None], argument: Any) -> None:
+        self._engine.handlers.events.append((handler, argument))
+
+
+class ScriptedEngine:
+    """Offers scripted workers as slots."""
+
+    credit = 8
+    packet_room = 1
+    body_room = 1 << 62
+
+    def __init__(self) -> None:
+        self.encoder: Encoder = ObjectEncoder()
+        self.outbox: deque[Any] = deque()
+        self.by_slot: dict[int, ScriptedWorker] = {}
+        self.definitions: dict[int, Any] = {}
+        self.shut_down: list[bool] = []  # each `kill` that it was shut with
+
+    def start(self, handlers: Handlers, plan: WorkerPlan, slots: Sequence[int]) -> None:
+        """Have a worker for each slot."""
+        self.handlers = handlers
+        for slot in slots:
+            self.by_slot[slot] = ScriptedWorker(self, slot)
+
+    def open(self, slot: int) -> None:
+        """Have one more worker."""
+        self.by_slot.setdefault(slot, ScriptedWorker(self, slot))
+        self.handlers.events.append((self.handlers.on_open, slot))
+
+    def entry(self, slot: int, packet: int, body: Body) -> tuple[Any, int]:
+        """Return what goes into the outbox."""
+        return (slot, packet, body.buffers), 1
+
+    def flush(self) -> None:
+        """Send what is in the outbox."""
+        while self.outbox:
+            slot, packet, buffers = self.outbox.popleft()
+            if slot in self.by_slot:
+                self.by_slot[slot].queue.append((packet, buffers))
+
+    def recall(self, slot: int) -> None:
+        """Take back what a worker has not taken."""
+        if slot in self.by_slot:
+            self.by_slot[slot].recall()
+
+    def look(self, slot: int, packet: int, count: int, cut: bool) -> None:
+        """Take back what a worker has not claimed."""
+        if slot in self.by_slot:
+            self.by_slot[slot].look(packet, count, cut)
+
+    def stop(self, slot: int) -> None:
+        """Have a worker end."""
+        if slot in self.by_slot:
+            self.by_slot[slot].stopping = True
+
+    def forget(self, slot: int, definition: int) -> None:
+        """Keep definitions: they are objects of the test's."""
+
+    def watch_until(self, look_at: int | None) -> None:
+        """Time passes when the test says so."""
+
+    def shut(self, *, kill: bool) -> None:
+        """Note that it is over."""
+        self.shut_down.append(kill)
+
+    def wait_shut(self, timeout: float | None = None) -> bool:
+        """Whether it is over."""
+        return bool(self.shut_down)
+
+    def pump(self, ready: Callable[[], bool], watched: list[Settable], timeout: float | None) -> bool:
+        """Nothing to receive."""
+        return False
+
+    def work(self) -> bool:
+        """Nothing to run on the caller's thread."""
+        return False
+
+    def workers(self) -> list[Any]:
+        """The workers."""
+        return list(self.by_slot.values())

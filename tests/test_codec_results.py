@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import array
+import os
+import sys
+import threading
+from multiprocessing.pool import MaybeEncodingError  # type: ignore[attr-defined]
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+import pytest
+
+from codec_things import LOCAL, Reducing, Thing, add
+from pairpool._codec import Decoder, Encoder, decode_result, encode_result
+
+
+@pytest.fixture(params=[True, False], ids=["inherited", "verified"])
+def encoder(request: pytest.FixtureRequest) -> Encoder:
+    """An encoder of either sort."""
+    return Encoder(inherited=request.param)
+
+
+class UnpicklingError(Exception):
+    """Raised by what is unpickled."""
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+class TestDecoder:
+    """What a worker loads."""
+
+    @pytest.mark.parametrize("error", [UnpicklingError("x"), SystemExit("x"), KeyboardInterrupt("x")])
+    def test_error_while_unpickling(self, encoder: Encoder, error: BaseException) -> None:
+        """Whatever unpickling raises comes out as it is."""
+        payload = encoder.dumps(Reducing(lambda: (_raise, (error,))))
+
+        with pytest.raises(type(error), match="x"):
+            Decoder().loads(payload.data, ())
+
+    def test_buffers(self, encoder: Encoder) -> None:
+        """Any buffer can be unpickled."""
+        data = encoder.dumps([1]).data
+
+        assert Decoder().loads(memoryview(bytearray(data)), ()) == [1]
+
+
+class Unshowable:
+    """Has no repr, and cannot be pickled."""
+
+    def __repr__(self) -> str:
+        raise SystemExit
+
+    def __reduce__(self) -> Any:
+        raise ValueError("no")
+
+
+class TestResults:
+    """What a worker returns."""
+
+    @pytest.mark.parametrize("value", [None, 5, {"a": [1]}, Thing, add, array.array("i", [1])], ids=repr)
+    def test_arrive(self, value: Any) -> None:
+        """Results arrive as they are."""
+        assert decode_result(encode_result(value)) == value
+
+    @pytest.mark.parametrize(
+        "value", [lambda: 42, [lambda: 42], threading.Lock()], ids=["lambda", "list", "lock"]
+    )
+    def test_refused_as_in_the_stdlib(self, value: Any) -> None:
+        """What the stdlib's pool does not return raises its MaybeEncodingError, equal in all attributes."""
+        with pytest.raises(Exception, match="pickle") as reason:
+            ForkingPickler.dumps(value)
+        with pytest.raises(MaybeEncodingError) as found:
+            encode_result(value)
+        expected = MaybeEncodingError(reason.value, value)
+
+        assert type(found.value) is MaybeEncodingError
+        assert (found.value.exc, found.value.value) == (expected.exc, expected.value)
+        assert (str(found.value), repr(found.value)) == (str(expected), repr(expected))
+        assert found.value.args == expected.args
+        assert found.value.__context__ is None
+
+    def test_without_repr(self) -> None:
+        """A result that cannot even be shown raises MaybeEncodingError, too."""
+        with pytest.raises(MaybeEncodingError, match="whose repr raises"):
+            encode_result(Unshowable())
+
+    def test_fatal_reducers(self) -> None:
+        """What is no Exception comes out of pickling a result."""
+        with pytest.raises(SystemExit):
+            encode_result(Reducing(lambda: sys.exit(3)))
+
+    def test_instances_of_local_classes(self) -> None:
+        """An instance of a class without a name returns as an instance of the caller's class."""
+        value = LOCAL["local class"](3)
+
+        found = decode_result(encode_result([value, value]))
+
+        assert found == [value, value]
+        assert type(found[0]) is LOCAL["local class"]
+
+    def test_local_classes_made_by_the_worker(self) -> None:
+        """An instance of a class that only the worker has arrives with its methods."""
+        program = (
+            "import sys\n"
+            "from pairpool._codec import encode_result\n"
+            "def make():\n"
+            "  factor = 10\n"
+            "  class Made:\n"
+            "    def __init__(self, x): self.x = x\n"
+            "    def scaled(self): return self.x * factor\n"
+            "    def itself(self): return Made\n"
+            "  return Made(4)\n"
+            "sys.stdout.buffer.write(encode_result([make()]))\n"
+        )
+        reading, writing = os.pipe()
+        pid = os.posix_spawn(
+            sys.executable,
+            [sys.executable, "-c", program],
+            {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            file_actions=[(os.POSIX_SPAWN_DUP2, writing, 1)],
+        )
+        os.close(writing)
+        with open(reading, "rb") as stream:
+            found: Any = decode_result(stream.read())
+        os.waitpid(pid, 0)
+
+        assert found[0].scaled() == 40
+        assert found[0].itself() is type(found[0])
+
+    def test_methods_of_the_callers_class_stay(self) -> None:
+        """Receiving an instance changes nothing of the class that the caller has."""
+        cls = LOCAL["local class"]
+        data = encode_result(cls(1))
+        method = cls.method
+        decode_result(data)
+
+        assert cls.method is method
