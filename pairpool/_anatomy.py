@@ -9,7 +9,7 @@ import functools
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from types import CodeType, FunctionType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any, Final, TypeAlias
 
 from pairpool._namespaces import MAIN_NAMES
@@ -42,6 +42,8 @@ def is_definition(value: object) -> bool:
     By the type alone: asking a proxy for its ``__class__`` runs code of the user's.
     """
     kind = type(value)
+    if kind is BuiltinFunctionType:
+        return type(getattr(value, "__self__", None)) is ModuleType  # else it is a method, of some object
     return kind is FunctionType or kind is CachedFunction or issubclass(kind, (type, ModuleType))
 
 

@@ -33,6 +33,7 @@ What may block: nothing in `drain`. `wait` blocks, without the lock, on sockets 
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from _thread import allocate_lock, get_ident
@@ -98,6 +99,7 @@ class Dispatcher:
         self._known: dict[int, set[int]] = {}  # by slot: definitions that its worker has confirmed
         self._failed_starts: set[int] = set()
         self._shutting = False
+        self._collapsed = False  # a fault of ours ended everything
         self._callback_signal = Signal()
         while self.scheduler.maintain(size):
             pass
@@ -163,6 +165,9 @@ class Dispatcher:
 
     def _digest(self) -> None:
         scheduler, events, actions = self.scheduler, self.events, self.scheduler.actions
+        if self._collapsed:
+            self._digest_ruins()
+            return
         while True:
             while events:
                 handler, argument = events[0]
@@ -201,6 +206,20 @@ class Dispatcher:
             feeder.nudge()
         if self.closing:
             self._shut_when_quiet()
+
+    def _digest_ruins(self) -> None:
+        """After a fault of ours: nothing is decided any more, but workers and engine still end."""
+        events = self.events
+        while events:
+            event = events[0]
+            try:
+                event[0](event[1])
+            except Exception:
+                pass  # the fault with which everything ended, or one that follows from it
+            if events and events[0] is event:
+                del events[0]
+        self.scheduler.actions.clear()
+        self._take_calls()
 
     def _take_calls(self) -> None:
         """Numbers the calls that were made since."""
@@ -303,7 +322,7 @@ class Dispatcher:
                     known.discard(name)
         batch.close()
         self.batches.pop(batch.ident, None)
-        for signal in self.signals:
+        for signal in self.signals[:]:
             signal.set()
 
     def _slots_wanted(self) -> int:
@@ -478,10 +497,15 @@ class Dispatcher:
     def collapse(self, error: BaseException) -> None:
         """A thread of ours meets a fault: nothing is certain any more, so everything pending ends with it."""
         with self._lock:
-            self._give_up(error)
-            if not self._shutting:
-                self.engine.shut(kill=True)
-                self._shutting = True
+            try:
+                self._holder = get_ident()
+                self._collapsed = True
+                self._give_up(error)
+                if not self._shutting:
+                    self.engine.shut(kill=True)
+                    self._shutting = True
+            finally:
+                self._holder = 0
 
     # -- waiting (lock not held) -----------------------------------------------------------------------------
 
@@ -501,8 +525,7 @@ class Dispatcher:
         signal = Signal()
         watched.append(signal)
         try:
-            while not ready() and not deadline.passed():
-                signal.wait(deadline.remaining())
+            _wait(ready, signal, deadline)
         finally:
             watched.remove(signal)
         return ready()
@@ -526,13 +549,17 @@ class Dispatcher:
                 self.collapse(error)
             while self.callbacks:
                 callback = self.callbacks.popleft()
-                callback()
+                try:
+                    callback()
+                except BaseException:
+                    # What a future's done callback raises that is no Exception ends no other's.
+                    threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), self._callback_thread)))
                 del callback
 
     def engine_shut(self) -> None:
         """The engine has nothing left: whoever waits for that looks again, and the callback thread may end."""
         self._callback_signal.set()
-        for signal in self.signals:
+        for signal in self.signals[:]:
             signal.set()
 
     def join(self) -> None:
@@ -541,6 +568,13 @@ class Dispatcher:
         self._callback_signal.set()
         if threading.current_thread() is not self._callback_thread:
             self._callback_thread.join()
+
+
+def _wait(ready: Callable[[], bool], signal: Signal, deadline: Deadline) -> None:
+    # In a function of its own: what a signal handler raises at a loop's end passes by a `finally` of the same function
+    # (python/cpython#130279, 3.12 and 3.13).
+    while not ready() and not deadline.passed():
+        signal.wait(deadline.remaining())
 
 
 def lost_error(end: SlotEnd) -> errors.WorkerLostError:

@@ -64,13 +64,13 @@ class Feeder:
     def nudge(self) -> None:
         """Wakes the feeding thread where there is something to do."""
         if self.signals and self.hungry():
-            for signal in self.signals:
+            for signal in self.signals[:]:
                 signal.set()
 
     def end(self) -> None:
         """The job is over: no more is wanted."""
         self._over = True
-        for signal in self.signals:
+        for signal in self.signals[:]:
             signal.set()
 
     def feed(self) -> None:

@@ -97,10 +97,8 @@ class _Writer:
             self._write_class(definition)
         elif isinstance(definition, CachedFunction):
             self._write_cached_function(definition)
-        elif isinstance(definition, ModuleType):
-            self._put("module", *name_of(definition))
         else:
-            self._put("object", *name_of(type(definition)))
+            self._put("named", *name_of(definition))
 
     def _put(self, *tokens: str | int | bytes) -> None:
         self.tokens.extend(tokens)

@@ -47,9 +47,18 @@ static int integer_within(PyObject *object, const char *name, uint64_t least, ui
     return -1;
 }
 
+/* As PyObject_CallMethod(), which makes a new string each time and thereby spoils the cache of methods. */
+static PyObject *call_method(PyObject *object, const char *name, PyObject *argument_or_null) {
+    PyObject *interned = PyUnicode_InternFromString(name);
+    PyObject *result =
+        interned == NULL ? NULL : PyObject_CallMethodObjArgs(object, interned, argument_or_null, NULL);
+    Py_XDECREF(interned);
+    return result;
+}
+
 static int descriptor_of(PyObject *file) {
     /* Not PyObject_AsFileDescriptor(): a closed socket answers -1, and refusing that is the kernel's part. */
-    PyObject *number = PyObject_CallMethod(file, "fileno", NULL);
+    PyObject *number = call_method(file, "fileno", NULL);
     int descriptor = number == NULL ? -1 : (int)PyLong_AsLong(number);
     Py_XDECREF(number);
     return descriptor;
@@ -177,13 +186,23 @@ static void raise_malformed(Py_ssize_t size, const char *reason) {
     Py_XDECREF(errors);
 }
 
+static PyObject *bytes_view(PyObject *message) {
+    PyObject *view = PyMemoryView_FromObject(message);
+    if (view == NULL || PyBytes_CheckExact(message))
+        return view;
+    PyObject *format = PyUnicode_InternFromString("B");
+    PyObject *cast = format == NULL ? NULL : call_method(view, "cast", format);
+    Py_XDECREF(format);
+    Py_DECREF(view);
+    return cast;
+}
+
 static PyObject *unpack(PyObject *Py_UNUSED(module), PyObject *message) {
     PyObject *buffers = NULL, *unpacked = NULL;
     Py_buffer bytes = {.obj = NULL};
     struct header header;
 
-    PyObject *whole = PyMemoryView_FromObject(message);
-    PyObject *view = whole == NULL ? NULL : PyObject_CallMethod(whole, "cast", "s", "B");
+    PyObject *view = bytes_view(message);
     if (view == NULL || PyObject_GetBuffer(view, &bytes, PyBUF_SIMPLE) < 0)
         goto exit;
     const char *wrong = parse(bytes.buf, bytes.len, &header);
@@ -207,7 +226,6 @@ exit:
     PyBuffer_Release(&bytes);
     Py_XDECREF(buffers);
     Py_XDECREF(view);
-    Py_XDECREF(whole);
     return unpacked;
 }
 

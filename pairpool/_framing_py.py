@@ -244,8 +244,8 @@ def page_begin(page: SharedPage, packet: int, count: int, /) -> None:
         return
     try:
         lockf(page.lock, LOCK_EX)
-        # Until the tokens are there MARK names the packet with phase IDLE: it has not begun, may be begun again
-        # after an interrupt, and should the worker die here no token is taken for one of the old packet.
+        # Until the tokens are there MARK names the packet with phase IDLE: it has not begun, it may be begun
+        # again after an interrupt, and if the worker dies here no token is taken for one of the old packet.
         words[MARK] = packet << 16
         if words[CLAIM] > 1:
             _drop_tokens(page)

@@ -97,10 +97,19 @@ class ValueGuard:
         )
 
 
-def guard_value(ledger: Ledger, pickler: SendingPickler) -> ValueGuard | None:
-    """Return a guard for what went by value; None where it has state that no guard sees."""
+def guard_value(ledger: Ledger, pickler: SendingPickler, *, class_: bool = False) -> ValueGuard | None:
+    """Return a guard for what went by value; None where it has state that no guard sees.
+
+    `class_`: it is a class. What the decorators of libraries close over in its methods, as
+    `dataclass` does, is then no state: a class is not loaded anew for each call anyway.
+    """
+    functions = pickler.functions
+    if class_:
+        functions = [
+            function for function in functions if home_of(function.__globals__) in (None, "__main__")
+        ]
     has_state = not (
-        all(map(_is_plain, pickler.functions))
+        all(map(_is_plain, functions))
         and all(map(_has_constant_attributes, pickler.classes))
         and all(type(value) in ATOMS for _, _, value in pickler.data)
     )
@@ -159,11 +168,17 @@ def _plain_attributes(cls: type) -> list[Any]:
 def _is_plain(function: FunctionType) -> bool:
     """Tell whether a function has no state that could change while it stays the same object."""
     return (
-        all(type(value) in ATOMS or is_definition(value) for value in held_by(function))
+        all(map(_is_fixed, held_by(function)))
         and not (vars(function).keys() - {"__wrapped__"})
         and not _rebinds_cells(function.__code__)
         and home_of(function.__globals__) is not None
     )
+
+
+def _is_fixed(value: Any) -> bool:
+    kind = type(value)
+    # `dataclass` gives the methods that it makes markers of its own.
+    return kind in ATOMS or is_definition(value) or kind.__module__ == "dataclasses"
 
 
 def _has_constant_attributes(cls: type) -> bool:

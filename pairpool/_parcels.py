@@ -65,7 +65,7 @@ class ClassParcels:
         return reduced
 
     def _keep(self, cls: type, part: SendingPickler, reduced: Reduced) -> None:
-        guard = None if part.needs else guard_value(self._ledger, part)
+        guard = None if part.needs else guard_value(self._ledger, part, class_=True)
         if guard is None:
             return
         if len(self._made) >= MOST_KEPT:

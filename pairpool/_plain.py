@@ -10,6 +10,7 @@ from __future__ import annotations
 import copyreg
 import pickle
 from collections.abc import Callable, Mapping
+from multiprocessing import reduction
 from types import SimpleNamespace
 from typing import Any, Final
 
@@ -34,7 +35,8 @@ class PlainPickler:
 
     def dumps(self, obj: object) -> bytes:
         """Pickle one object. Reentrant, and safe to call from several threads."""
-        if copyreg.dispatch_table != self._global or extra_reducers() != self._registered:
+        forking: Any = reduction.ForkingPickler
+        if forking._extra_reducers != self._registered or copyreg.dispatch_table != self._global:
             self._take_reducers()
         idle = self._idle
         try:

@@ -437,8 +437,9 @@ class Scheduler:
         `running` None: no unit of it had begun.
         """
         stop = packet.first + packet.count
+        delivery: tuple[tuple[Any, ...], ...] = ()
         if running is None:
-            begun, delivery = packet.done, ()
+            begun = packet.done
         else:
             begun = min(running + 1, packet.count)
             delivery = ((Action.DELIVER, packet.job.ident, record),)

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+State = TypeVar("State", bound=StrEnum)
+Event = TypeVar("Event", bound=StrEnum)
 
 
 class SlotState(StrEnum):
@@ -30,7 +33,22 @@ class SlotEvent(StrEnum):
     DOWN = "down"  # its worker ended, for whatever reason
 
 
-SLOT_TRANSITIONS: dict[SlotState, dict[SlotEvent, SlotState]] = {
+class Moves(dict[Event, State]):
+    """The moves out of one state, by event."""
+
+    def __init__(self, state: State, moves: dict[Event, State]) -> None:
+        super().__init__(moves)
+        self._state = state
+
+    def __missing__(self, event: Event) -> State:
+        raise KeyError(f"{event!r} cannot follow in state {self._state!r}")
+
+
+def _strict(table: dict[State, dict[Event, State]]) -> dict[State, Moves[Event, State]]:
+    return {state: Moves(state, moves) for state, moves in table.items()}
+
+
+SLOT_TRANSITIONS = _strict({
     SlotState.ASKED: {
         SlotEvent.OPEN: SlotState.STARTING,
         SlotEvent.RETIRE: SlotState.RETIRING,
@@ -52,17 +70,15 @@ SLOT_TRANSITIONS: dict[SlotState, dict[SlotEvent, SlotState]] = {
         SlotEvent.ASSIGN: SlotState.BUSY,
         SlotEvent.DRAIN: SlotState.IDLE,
         SlotEvent.RETIRE: SlotState.RETIRING,
-        SlotEvent.DOWN: SlotState.GONE,
     },
     SlotState.RETIRING: {
         SlotEvent.OPEN: SlotState.RETIRING,
         SlotEvent.UP: SlotState.RETIRING,
         SlotEvent.DRAIN: SlotState.RETIRING,
-        SlotEvent.RETIRE: SlotState.RETIRING,
         SlotEvent.DOWN: SlotState.GONE,
     },
     SlotState.GONE: {},
-}
+})
 
 
 class PacketState(StrEnum):
@@ -81,7 +97,7 @@ class PacketEvent(StrEnum):
     DOWN = "down"  # its slot's worker ended
 
 
-PACKET_TRANSITIONS: dict[PacketState, dict[PacketEvent, PacketState]] = {
+PACKET_TRANSITIONS = _strict({
     PacketState.IN_FLIGHT: {
         PacketEvent.RESULT: PacketState.IN_FLIGHT,
         PacketEvent.FINISH: PacketState.SETTLED,
@@ -93,7 +109,7 @@ PACKET_TRANSITIONS: dict[PacketState, dict[PacketEvent, PacketState]] = {
     PacketState.SETTLED: {},
     PacketState.RETURNED: {},
     PacketState.LOST: {},
-}
+})
 
 
 Range = tuple[int, int]

@@ -47,7 +47,7 @@ class Watched:
 
     def changed(self) -> None:
         """Wakes every thread that waits for it."""
-        for signal in self.signals:
+        for signal in self.signals[:]:  # whoever wakes takes his out
             signal.set()
 
 

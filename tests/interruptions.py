@@ -44,6 +44,7 @@ class Interruption:
         """`handler`: what runs there; None raises `Interrupted`."""
         self.passed: list[Point] = []
         self.struck: list[Point] = []
+        self.stage: Any = None  # what is watched, for the handler
         self._strikes = frozenset(strikes)
         self._handler = handler
         self._called: set[FrameType] = set()  # frames whose latest instruction was a call
@@ -100,3 +101,12 @@ class Interruption:
             if self._handler is None:
                 raise Interrupted
             self._handler()
+
+
+class Undisturbed(Interruption):
+    """Watches nothing and never strikes."""
+
+    def watch(self, action: Callable[[], Any]) -> bool:
+        """Run something."""
+        action()
+        return False

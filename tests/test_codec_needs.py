@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import abc
+import dataclasses
 import math
 import sys
 import threading
@@ -41,7 +43,8 @@ class Class_in_main(Base_in_main):
 @pytest.fixture(autouse=True)
 def main_module(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give the main module of the test run something to define."""
-    monkeypatch.setitem(MAIN, "math", math)
+    for module in (abc, dataclasses, math):
+        monkeypatch.setitem(MAIN, module.__name__, module)
     define(monkeypatch, SOURCE)
 
 
@@ -227,6 +230,7 @@ class TestWitness:
             ("def function_in_main(): return 2", ["function_in_main"]),
             ("math = 5", ["math"]),
             ("import json as math", ["math"]),
+            ("from math import sin as other_in_main", ["other_in_main"]),
         ],
     )
     def test_other(self, source: str, refused: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,10 +270,25 @@ class TestWitness:
 class TestParcels:
     """Classes that go by value are pickled once."""
 
-    def test_same_parcel(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize(
+        "source",
+        [
+            "class Later_in_main:\n  x = (1, 2)\n  def f(self): return helper_in_main()",
+            "class Later_in_main(Base_in_main):\n  def f(self): return super().f()",
+            "class Later_in_main(abc.ABC):\n  @property\n  def f(self): return helper_in_main",
+            """
+@dataclasses.dataclass
+class Later_in_main:
+    x: int = 5
+    y: list = dataclasses.field(default_factory=list)
+    def f(self): return helper_in_main()
+""",
+        ],
+    )
+    def test_same_parcel(self, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """As long as a class stays the same its pickle does, and it is loaded once."""
         encoder = Encoder(inherited=True)
-        define(monkeypatch, "class Later_in_main:\n  x = (1, 2)\n  def f(self): return helper_in_main()")
+        define(monkeypatch, source)
         payloads = [encoder.dumps(MAIN["Later_in_main"]()) for _ in range(3)]
         _forget_class(MAIN["Later_in_main"])
         found = [_load(payload) for payload in payloads]

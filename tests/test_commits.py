@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from random import Random
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 from commits import Commit, all_commits, changes, commits_in, forbidden
-from interruptions import Interrupted, Interruption, Point
-from scripted import ScriptedEngine, ScriptedWorker
+from interruptions import Interrupted, Interruption, Point, Undisturbed
+from scenarios import SCENARIOS, Clock, Scenario, Stage, deaths, outcome
 
-from pairpool import _dispatch, errors
+from pairpool import _dispatch
 from pairpool._codec import Definition, DefinitionKind, Payload
-from pairpool._dispatch import BatchJob, Call, Dispatcher, Feeder, Status, WorkerPlan
-from pairpool._feeder import CLOSED
+from pairpool._dispatch import BatchJob, Call
 from pairpool.results import AsyncResult, Future, IMapIterator, IMapUnorderedIterator, MapResult
 
+Played: TypeAlias = tuple[Any, list[Any], list[str]]
+Play: TypeAlias = Callable[[Scenario, Interruption], Played]
+
 # Points of a scenario that are struck one by one: a sample, or with this variable of the environment all of them.
-SAMPLE = None if os.environ.get("PAIRPOOL_ALL_INTERRUPTS") else 120
+SAMPLE = None if os.environ.get("PAIRPOOL_ALL_INTERRUPTS") else 20
 
 # -- Byte code ------------------------------------------------------------------------------------
 
@@ -48,316 +50,7 @@ def test_what_could_be_split_is_found(tmp_path: Any, line: str) -> None:
     assert not any("clear" in each for each in forbidden(commit))
 
 
-# -- The stage ------------------------------------------------------------------------------------
-
-
-class Clock:
-    """The time of the dispatcher, which passes when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 1_000_000_000  # ns
-
-    def monotonic_ns(self) -> int:
-        """Return the time."""
-        return self.now
-
-
-class Stage:
-    """A dispatcher over scripted workers, entered under the eyes of an interruption."""
-
-    def __init__(self, interruption: Interruption, clock: Clock, size: int = 2, budget: int | None = None) -> None:
-        self.interruption = interruption
-        self.clock = clock
-        self.ran: list[Any] = []  # what tasks were called with
-        self.told: list[Any] = []  # what callbacks were called with
-        self.engine = ScriptedEngine()
-        self.dispatcher = Dispatcher(self.engine, WorkerPlan(), size, budget)
-
-    # -- entering -------------------------------------------------------------------------------
-
-    def enter(self) -> None:
-        """Have events digested; if that is interrupted the callback thread goes on with them."""
-        dispatcher = self.dispatcher
-        if self.interruption.watch(dispatcher.drain):
-            woken = dispatcher._callback_signal._lock.acquire(blocking=False)
-            assert woken or not (dispatcher.events or dispatcher.calls.incoming or dispatcher.scheduler.actions)
-            dispatcher.drain()
-        while dispatcher.callbacks:
-            dispatcher.callbacks.popleft()()
-
-    def post(self, handler: Callable[[Any], None], argument: Any) -> None:
-        """Have an event digested."""
-        self.dispatcher.events.append((handler, argument))
-        self.enter()
-
-    def run(self) -> None:
-        """Let workers go on until there is nothing to do."""
-        for _ in range(1000):
-            moved = [worker.go_on() for worker in list(self.engine.by_slot.values())]
-            self.enter()
-            if not any(moved):
-                return
-        raise AssertionError("the pool never comes to rest")
-
-    def pass_time(self, ns: int) -> None:
-        """Let time pass."""
-        self.clock.now += ns
-        self.enter()
-
-    @property
-    def workers(self) -> list[ScriptedWorker]:
-        return list(self.engine.by_slot.values())
-
-    # -- tasks ----------------------------------------------------------------------------------
-
-    def double(self, item: int) -> int:
-        """Return twice the item; raise for multiples of ten."""
-        self.ran.append(item)
-        if item % 10 == 0:
-            raise ValueError(item)
-        return 2 * item
-
-    def call(self, sink: Any, *arguments: Any, **payload: Any) -> Any:
-        """Submit a call."""
-        made = Payload((self.double, arguments, {}), **payload)
-        self.dispatcher.calls.incoming.append(Call(None, made, sink))
-        self.enter()
-        return sink
-
-    def result(self, *, callbacks: bool = False) -> AsyncResult:
-        """Make the result of a call."""
-        told = self.told.append if callbacks else None
-        return AsyncResult(self.dispatcher, None, told, told)
-
-    def batch(self, sink: Any, items: Any, *, unit: int = 1, chunk: int = 1, fed: bool = False) -> Any:
-        """Submit a batch, of plain items or fed."""
-        sink.job = job = BatchJob(
-            self.dispatcher.encoder,
-            Definition(next(_definitions), DefinitionKind.BY_VALUE, Payload(self.double)),
-            sink,
-            items=None if fed else items,
-            unit=unit,
-            chunk=chunk,
-            star=False,
-            visible=not isinstance(sink, MapResult),
-        )
-        feeder = Feeder(self.dispatcher, job, items) if fed else None
-        self.dispatcher.events.append((self.dispatcher._on_batch, (job, feeder)))
-        self.enter()
-        if feeder is not None:
-            for item in items:
-                feeder.fresh.append(item if isinstance(item, BaseException) else Payload(item))
-                self.enter()
-            feeder.fresh.append(CLOSED)
-            self.enter()
-        return sink
-
-    def map(self, items: Any, *, callbacks: bool = False, **how: Any) -> MapResult:
-        """Submit a map."""
-        told = self.told.append if callbacks else None
-        result: MapResult = self.batch(MapResult(self.dispatcher, None, told, told), items, **how)
-        return result
-
-    def close(self) -> None:
-        """Close the pool, and check that nothing of it is left."""
-        dispatcher, scheduler = self.dispatcher, self.dispatcher.scheduler
-        assert not dispatcher.pending()
-        assert not scheduler.packets
-        assert not scheduler.waiting
-        assert all(slot.load == slot.size == 0 for slot in scheduler.slots.values())
-        self.post(dispatcher.on_close, None)
-        self.run()
-        assert not scheduler.slots
-        assert not dispatcher.events
-        assert not scheduler.actions
-        assert not self.engine.by_slot
-        assert len(self.engine.shut_down) >= 1
-
-
-_definitions = iter(range(1 << 40, 1 << 50))
-
-
-def outcome(result: Any) -> Any:
-    """Return what a caller sees, as plain data."""
-    if isinstance(result, IMapIterator):
-        results = []
-        while True:
-            try:
-                results.append(result.next(0))
-            except StopIteration:
-                return results
-            except Exception as error:
-                results.append(repr(error))
-                if isinstance(error, errors.TimeoutError):
-                    return results
-    try:
-        return result.get(0) if isinstance(result, AsyncResult | MapResult) else result.result(0)
-    except Exception as error:
-        return repr(error)
-
-
-# -- Scenarios: what is done, and what callers see of it ----------------------------------------------
-
-
-def calls(stage: Stage) -> Any:
-    """Calls, with and without callbacks, futures, a cancelled one, one that cannot be pickled."""
-    results = [stage.call(stage.result(callbacks=bool(n % 2)), n) for n in range(1, 12)]
-    futures = [stage.call(Future(stage.dispatcher, None), n) for n in (21, 30)]
-    cancelled: Future[Any] = Future(stage.dispatcher, None)
-    cancelled.cancel()
-    stage.call(cancelled, 99)
-    unpicklable = stage.result()
-    stage.dispatcher.calls.incoming.append(Call(None, TypeError("cannot be pickled"), unpicklable))
-    aloud: Future[Any] = Future(stage.dispatcher, None)
-    aloud.add_done_callback(lambda future: stage.told.append(future.result()))
-    stage.call(aloud, 41)
-    stage.run()
-    return [outcome(each) for each in [*results, *futures, unpicklable, aloud]]
-
-
-def maps(stage: Stage) -> Any:
-    """Maps in packets, in chunks, with errors and callbacks."""
-    results = [
-        stage.map(range(1, 10), callbacks=True),
-        stage.map(range(1, 40), chunk=5),
-        stage.map(list(range(1, 9)), unit=3, callbacks=True),
-        stage.map(range(95, 105), unit=4),
-    ]
-    stage.run()
-    return [outcome(each) for each in results]
-
-
-def iterators(stage: Stage) -> Any:
-    """Iterators over plain and fed items, one of which cannot be pickled."""
-    unpicklable = TypeError("cannot be pickled")
-    results = [
-        stage.batch(IMapIterator(stage.dispatcher, None), range(1, 15)),
-        stage.batch(IMapIterator(stage.dispatcher, None), [1, 2, unpicklable, 3], fed=True),
-        stage.batch(IMapUnorderedIterator(stage.dispatcher, None), [5, 6, 7], fed=True),
-    ]
-    stage.run()
-    return [outcome(each) for each in results[:2]] + [sorted(outcome(results[2]))]
-
-
-def stealing(stage: Stage) -> Any:
-    """One worker does nothing at first, and is relieved; then one is slow, and its tail is cut."""
-    first, second = stage.workers
-    result = stage.map(range(1, 400, 2))
-    for _ in range(8):
-        first.go_on()
-        stage.enter()
-    while second.go_on():
-        stage.enter()
-    for _ in range(6):
-        stage.pass_time(20_000_000)
-    stage.run()
-    return outcome(result)
-
-
-def refusals(stage: Stage) -> Any:
-    """Workers have something else under a name: the fallback runs, or there is none."""
-    need = (("name", b"digest"),)
-    fallback = Payload((stage.double, (7,), {}))
-    results = [
-        stage.call(stage.result(), 1, needs=need, fallback=fallback),
-        stage.call(stage.result(), 2, needs=need),
-        stage.call(stage.result(), 3),
-    ]
-    stage.run()
-    return [outcome(each) for each in results]
-
-
-def deaths(stage: Stage) -> Any:
-    """Workers die within a unit, between units, while idle, while starting."""
-    calls = [stage.call(stage.result(), n) for n in range(1, 8)]
-    iterator = stage.batch(IMapIterator(stage.dispatcher, None), range(1, 30))
-    first, second = stage.workers
-    for _ in range(4):
-        first.go_on()
-    first.end(-11)
-    stage.enter()
-    while not second._units:
-        second.go_on()
-        stage.enter()
-    second.die_within_a_unit()
-    stage.enter()
-    stage.workers[0].end(3)
-    stage.run()
-    for worker in stage.workers:
-        worker.end(0)
-        stage.enter()
-    again = stage.call(stage.result(), 8)
-    stage.run()
-    return [outcome(each) for each in [*calls, iterator, again]]
-
-
-def resizes(stage: Stage) -> Any:
-    """The pool grows and shrinks at work."""
-    results = [stage.map(range(1, 99, 2)), *(stage.call(stage.result(), n) for n in range(1, 9))]
-    for size in (4, 1, 3, 2):
-        for worker in stage.workers:
-            worker.go_on()
-            stage.enter()
-        stage.post(stage.dispatcher.on_resize, size)
-    stage.run()
-    assert len(stage.dispatcher.scheduler.slots) == 2
-    return [outcome(each) for each in results]
-
-
-def cancels(stage: Stage) -> Any:
-    """A map is abandoned at work; what else there is goes on."""
-    abandoned = stage.map(range(1, 100))
-    kept = stage.map(range(1, 9))
-    for worker in stage.workers:
-        for _ in range(5):
-            worker.go_on()
-            stage.enter()
-    stage.post(stage.dispatcher.on_cancel, abandoned.job)
-    stage.run()
-    stage.ran.clear()  # how far it came is not fixed
-    return [outcome(abandoned), outcome(kept)]
-
-
-def failing_initializers(stage: Stage) -> Any:
-    """No worker comes up: everything pending ends with the reason, and so does what comes later."""
-    call, batch = stage.call(stage.result(callbacks=True), 1), stage.map(range(1, 10), callbacks=True)
-    for _ in range(10):
-        for worker in stage.workers:
-            worker.fail(OSError("no such device"))
-            stage.enter()
-    later = [stage.call(stage.result(), 2), stage.map(range(3))]
-    stage.run()
-    return [outcome(each).partition(":")[0] for each in (call, batch, *later)]
-
-
-def termination(stage: Stage) -> Any:
-    """The pool is terminated at work."""
-    call, batch = stage.call(stage.result(callbacks=True), 1), stage.map(range(1, 100))
-    stage.workers[0].go_on()
-    stage.workers[0].go_on()
-    stage.enter()
-    stage.post(stage.dispatcher.on_terminate, errors.PoolTerminatedError("it is over"))
-    for worker in stage.workers:
-        worker.end(-15)
-        stage.enter()
-    stage.ran.clear()
-    return [outcome(call), outcome(batch)]
-
-
-def breakdown(stage: Stage) -> Any:
-    """The engine breaks at work, and packets come back when nobody waits for them any more."""
-    call, batch = [stage.call(stage.result(), n) for n in range(1, 9)], stage.map(range(1, 100))
-    for worker in stage.workers:
-        worker.go_on()
-    stage.enter()
-    stage.post(stage.dispatcher.on_broken, OSError("broken"))
-    stage.run()
-    return [outcome(each) for each in (*call, batch)]
-
-
-SCENARIOS: tuple[Callable[[Stage], Any], ...] = (
-    calls, maps, iterators, stealing, refusals, deaths, resizes, cancels, failing_initializers, termination, breakdown,
-)  # fmt: skip
+# -- Interrupts ----------------------------------------------------------------------------------
 
 
 class NoThread:
@@ -370,15 +63,16 @@ class NoThread:
 
 
 @pytest.fixture
-def play(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[Any, ...]]]:
+def play(monkeypatch: pytest.MonkeyPatch) -> Play:
     """Play a scenario; return everything that could be lost or happen twice."""
     clock = Clock()
     monkeypatch.setattr(_dispatch, "time", clock)
 
-    def play(scenario: Callable[[Stage], Any], interruption: Interruption) -> tuple[Any, ...]:
+    def play(scenario: Scenario, interruption: Interruption) -> Played:
         with monkeypatch.context() as patch:
             patch.setattr(threading, "Thread", NoThread)
             stage = Stage(interruption, clock)
+        interruption.stage = stage
         seen = scenario(stage)
         stage.close()
         return seen, sorted(stage.ran), sorted(map(repr, stage.told))
@@ -386,26 +80,188 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[Any, .
     return play
 
 
-Play = Callable[[Callable[[Stage], Any], Interruption], tuple[Any, ...]]
-
-
 def sample(passed: list[Point], seed: int) -> list[int]:
     """Choose points to strike: each place in the code once, and others at random."""
     if SAMPLE is None:
         return list(range(len(passed)))
-    first = {point: number for number, point in reversed(list(enumerate(passed)))}
-    chosen = list(first.values())
     random = Random(seed)
-    random.shuffle(chosen)
+    first = list({point: number for number, point in reversed(list(enumerate(passed)))}.values())
+    random.shuffle(first)
     others = random.sample(range(len(passed)), min(len(passed), SAMPLE // 2))
-    return sorted({*chosen[:SAMPLE], *others})
+    return sorted({*first[:SAMPLE], *others})
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
-def test_an_interrupt_changes_nothing(play: Play, scenario: Callable[[Stage], Any]) -> None:
+every_scenario = pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
+
+
+@every_scenario
+def test_an_interrupt_changes_nothing(play: Play, scenario: Scenario) -> None:
     """Interrupted anywhere and then gone on with, a pool delivers the same, and runs and tells the same once."""
     watching = Interruption()
     expected = play(scenario, watching)
     for number in sample(watching.passed, 1):
         interruption = Interruption([number])
-        assert play(scenario, interruption) == expected, f"interrupted at {interruption.struck}"
+        assert play(scenario, interruption) == expected, f"interrupted at {interruption.struck[0]}"
+
+
+@every_scenario
+def test_interrupt_upon_interrupt_changes_nothing(play: Play, scenario: Scenario) -> None:
+    """A dozen interrupts in one run change no more than one does."""
+    watching = Interruption()
+    expected = play(scenario, watching)
+    for seed in range(10):
+        strikes = Random(seed).sample(range(len(watching.passed)), 12)
+        interruption = Interruption(strikes)
+        assert play(scenario, interruption) == expected, f"interrupted at {list(map(str, interruption.struck))}"
+
+
+class Entry:
+    """A signal handler or finalizer that uses the pool which it strikes."""
+
+    ITEM = 1001
+
+    def __init__(self, number: int, *, raises: bool) -> None:
+        self.interruption = Interruption([number], self)
+        self.raises = raises
+        self.results: list[AsyncResult | Future[Any]] = []
+
+    def __call__(self) -> None:
+        """Submit two calls, one of which is cancelled again, and change the size for a moment."""
+        stage = self.interruption.stage
+        dispatcher = stage.dispatcher
+        cancelled: Future[Any] = Future(dispatcher, None)
+        self.results += [stage.result(), cancelled]
+        for result in self.results:
+            dispatcher.call(Call(None, Payload((stage.double, (self.ITEM,), {})), result))
+        if not dispatcher.scheduler.packets:
+            cancelled.cancel()
+        for size in (dispatcher.size + 1, dispatcher.size):
+            dispatcher.post(dispatcher.on_resize, size)
+        if self.raises:
+            raise Interrupted
+
+
+# One more call in between would change what a worker dies with.
+@pytest.mark.parametrize("scenario", [each for each in SCENARIOS if each is not deaths], ids=lambda scenario: scenario.__name__)
+@pytest.mark.parametrize("raises", [False, True], ids=["returns", "raises"])
+def test_a_handler_may_use_the_pool(play: Play, scenario: Scenario, raises: bool) -> None:
+    """A handler that strikes anywhere may submit, cancel and resize: nothing blocks, and both its calls end."""
+    watching = Interruption()
+    seen, ran, told = play(scenario, watching)
+    for number in sample(watching.passed, 2)[:: 1 if SAMPLE is None else 3]:
+        entry = Entry(number, raises=raises)
+        after = play(scenario, entry.interruption)
+        where = f"entered at {entry.interruption.struck[0]}"
+        assert (after[0], after[2]) == (seen, told), where
+        assert [item for item in after[1] if item != Entry.ITEM] == ran, where
+        assert all(result._raw is not None or result.done() for result in entry.results), where
+
+
+@pytest.mark.parametrize("kind", [IMapIterator, IMapUnorderedIterator])
+def test_an_interrupted_next_is_asked_again(play: Play, kind: type[IMapIterator[Any]]) -> None:
+    """Where `next()` is interrupted its result comes with the following one: none is skipped, none comes twice."""
+
+    def scenario(stage: Stage) -> Any:
+        results = stage.batch(kind(stage.dispatcher, None), range(1, 12))
+        stage.run()
+        got: list[Any] = []
+        while len(got) < 11:
+            try:
+                watching.watch(lambda: got.append(results.next(0)))
+            except ValueError as error:
+                got.append(repr(error))
+        return got
+
+    watching = Interruption()
+    expected, *_ = play(scenario, Undisturbed())
+    assert len(set(expected)) == 11
+    for number in range(len(watching.passed)):
+        watching = Interruption([number])
+        assert play(scenario, Undisturbed())[0] == expected, f"interrupted at {watching.struck[0]}"
+
+
+@pytest.mark.parametrize("enter", ["call", "batch", "resize"])
+def test_what_is_interrupted_on_the_way_in_is_wanted_or_not(play: Play, enter: str) -> None:
+    """A wish that is interrupted is either fulfilled later, once, or was never there."""
+
+    def scenario(stage: Stage) -> Any:
+        dispatcher = stage.dispatcher
+        call = Call(None, Payload((stage.double, (1,), {})), stage.result())
+        sink = MapResult(dispatcher, None, None, None)
+        made = Definition(1 << 60, DefinitionKind.NAMED, Payload(stage.double))
+        job = BatchJob(dispatcher.encoder, made, sink, items=[1], unit=1, chunk=1, star=False, visible=False)
+        sink.job = job
+        wishes: dict[str, Callable[[], None]] = {
+            "call": lambda: dispatcher.call(call),
+            "batch": lambda: dispatcher.add_batch(job, None),
+            "resize": lambda: dispatcher.post(dispatcher.on_resize, 3),
+        }
+        watching.watch(wishes[enter])
+        stage.run()
+        return len(dispatcher.scheduler.slots)
+
+    watching = Interruption()
+    slots, ran, _ = play(scenario, Undisturbed())
+    for number in range(len(watching.passed)):
+        watching = Interruption([number])
+        slots_then, ran_then, _ = play(scenario, Undisturbed())
+        assert (slots_then, ran_then) in [(slots, ran), (2, [])]
+
+
+# -- A fault of ours ------------------------------------------------------------------------------
+
+
+def faulty(_: Any) -> None:
+    """Handle an event as only a fault of ours would."""
+    raise KeyError("a fault of ours")
+
+
+def test_a_fault_ends_everything_pending(play: Play) -> None:
+    """A fault in the core ends all that is pending with that fault, and all that comes later; nothing hangs."""
+
+    def scenario(stage: Stage) -> Any:
+        dispatcher = stage.dispatcher
+        pending = [stage.call(stage.result(), 1), stage.map(range(1, 9)), stage.call(Future(dispatcher, None), 2)]
+        dispatcher.events.append((faulty, None))
+        with pytest.raises(KeyError) as fault:
+            dispatcher.drain()
+        dispatcher.collapse(fault.value)  # as the callback thread does, which met the same
+        later = [stage.call(stage.result(), 3), stage.map(range(1, 9)), stage.call(Future(dispatcher, None), 4)]
+        assert stage.engine.shut_down == [True]
+        for worker in stage.workers:
+            worker.end(-9)
+        stage.enter()
+        dispatcher.scheduler.packets.clear()
+        dispatcher.scheduler.waiting.clear()
+        for slot in dispatcher.scheduler.slots.values():
+            slot.load = slot.size = 0
+        return [outcome(each) for each in (*pending, *later)]
+
+    seen, _, _ = play(scenario, Undisturbed())
+    assert set(seen) == {repr(KeyError("a fault of ours"))}
+
+
+def test_whoever_is_woken_may_leave_at_once(play: Play) -> None:
+    """Waiters that take their signal away when it is set do not keep others from being woken."""
+
+    class Leaving:
+        def __init__(self, place: list[Any]) -> None:
+            self.place = place
+            place.append(self)
+
+        def set(self) -> None:
+            self.place.remove(self)
+
+    def scenario(stage: Stage) -> Any:
+        results = [stage.call(stage.result(), 1), stage.call(Future(stage.dispatcher, None), 1), stage.map([1])]
+        results.append(stage.batch(IMapIterator(stage.dispatcher, None), [1]))
+        places = [result.signals for result in results] + [stage.dispatcher.signals]
+        for place in places:
+            for _ in range(3):
+                Leaving(place)
+        stage.run()
+        stage.dispatcher.engine_shut()
+        return places
+
+    seen, _, _ = play(scenario, Undisturbed())
+    assert seen == [[], [], [], [], []]

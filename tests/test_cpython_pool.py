@@ -33,6 +33,10 @@ SKIPPED = {
         "mocks that stay alive; our workers are forked by the zygote and never made by "
         "context.Process, so that the mock is not asked for any"
     ),
+    "ThreadsTestPool.test_terminate": (
+        "from 3.12 on its tasks sleep five minutes, and no thread can be killed: the stdlib's pool passes because "
+        "it has begun none of them when it is terminated, a moment later; ours has"
+    ),
 }
 
 cpython = pytest.importorskip("test._test_multiprocessing", reason="python without its tests")

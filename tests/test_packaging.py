@@ -26,24 +26,18 @@ BLOCK_C = "import sys; sys.modules['pairpool._framing_c'] = None; "
 
 
 def run_python(
-    *arguments: str,
-    extension: str | None,
-    directory: Path | None = None,
-    variables: dict[str, str] | None = None,
+    *arguments: str, extension: str | None, where: Path | None = None, setting: tuple[str, str] = ("", "")
 ) -> subprocess.CompletedProcess[str]:
     """Run an interpreter with this PAIRPOOL_EXTENSION (None: unset), as it finds the package here."""
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), **(variables or {})}
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
     environment.pop("PAIRPOOL_EXTENSION", None)
     if extension is not None:
         environment["PAIRPOOL_EXTENSION"] = extension
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=directory,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    name, value = setting
+    if name:
+        environment[name] = value
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=where, env=environment, capture_output=True, text=True, check=False)
 
 
 # --- At run time -------------------------------------------------------------------------------------------
@@ -102,22 +96,18 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def build(checkout: Path, extension: str | None, **variables: str) -> tuple[int, list[str], str]:
+def build(
+    checkout: Path, extension: str | None, setting: tuple[str, str] = ("", "")
+) -> tuple[int, list[str], str]:
     """Build in place; return the exit code, the libraries that were built, and what was printed."""
-    script = (
-        f"import os, sys; os.chdir({str(checkout)!r}); sys.argv = ['setup.py', 'build_ext', '--inplace'];"
-    )
-    run = run_python(
-        "-W", "ignore", "-c", f"{script} exec(open('setup.py').read())", extension=extension, **variables
-    )  # fmt: skip
+    command = ["-W", "ignore", "setup.py", "build_ext", "--inplace"]
+    run = run_python(*command, extension=extension, where=checkout, setting=setting)
     built = [path.name for path in (checkout / "pairpool").glob("*.so")]
     return run.returncode, built, run.stdout + run.stderr
 
 
-needs_compiler = pytest.mark.skipif(
-    shutil.which(shlex.split(sysconfig.get_config_var("CC") or "cc")[0]) is None,
-    reason="there is no C compiler",
-)
+COMPILER = shlex.split(sysconfig.get_config_var("CC") or "cc")[0]
+needs_compiler = pytest.mark.skipif(shutil.which(COMPILER) is None, reason="there is no C compiler")
 
 
 @needs_compiler
@@ -127,7 +117,7 @@ def test_the_extension_is_built_without_a_warning(checkout: Path, extension: str
     stable = not sysconfig.get_config_var("Py_GIL_DISABLED")
     suffix = ".abi3.so" if stable else sysconfig.get_config_var("EXT_SUFFIX")
 
-    code, built, output = build(checkout, extension, CFLAGS="-O2 -Wall -Wextra -Werror")
+    code, built, output = build(checkout, extension, ("CFLAGS", "-O2 -Wall -Wextra -Werror"))
 
     assert (code, built) == (0, [f"_framing_c{suffix}"]), output
 
@@ -140,8 +130,8 @@ def test_the_extension_is_not_built_where_it_is_not_wanted(checkout: Path) -> No
 
 def test_no_compiler_is_no_error_unless_the_extension_is_demanded(checkout: Path) -> None:
     """Where the C twin cannot be compiled the build goes on without it and says so; 1 makes it fail."""
-    unset = build(checkout, None, CC="false")
-    demanded = build(checkout, "1", CC="false")
+    unset = build(checkout, None, ("CC", "false"))
+    demanded = build(checkout, "1", ("CC", "false"))
 
     assert unset[:2] == (0, []), unset[2]
     assert 'building extension "pairpool._framing_c" failed' in unset[2]

@@ -14,10 +14,13 @@ from types import ModuleType
 
 import pytest
 
+import twins
 from forks import exit_code, fork_child, open_descriptors, run_in_child
 from pairpool import _descriptors, _framing_py, _page
 from pairpool._page import Page, Phase
 from twins import TWINS
+
+twin = twins.twin  # the fixture
 
 LONGEST = _framing_py.UNIT_LIMIT
 

@@ -37,10 +37,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import twins
 from forks import exit_code, fork_child, open_descriptors, run_in_child
 from pairpool import _framing
 from pairpool.errors import FramingError
 from twins import PAIRS, TWINS
+
+twin = twins.twin  # the fixture
 
 Sockets = tuple[socket, socket]
 

@@ -51,7 +51,7 @@ from typing import TYPE_CHECKING, Any
 from pairpool import _channel, _codec, _descriptors, _framing, errors
 from pairpool._outbox import Outbox
 from pairpool._packet import COMMITTED_HEAD, OUTCOMES_HEAD, Kind, OutcomeMode
-from pairpool._page import Page, Phase
+from pairpool._page import Page
 from pairpool._waiting import Deadline
 from pairpool._zygote import Exited, Spawned, SpawnFailed, WorkerSetup, Zygote
 from pairpool.engines import Handlers, Outcomes, SlotEnd, WorkerPlan
@@ -409,11 +409,7 @@ class LocalEngine:
                 self._pumpers += 1
                 kick.waiter = me
                 modify(inner, 0)
-                while not ready() and not self._shutting:
-                    self._receive(_framing.wait_ready(inner, SPIN, self._patience(deadline)))
-                    self.handlers.drain()
-                    if deadline.passed():
-                        break
+                self._pump(ready, deadline)
             finally:
                 # Operators and one C call: no exception can come between, so the I/O thread is on watch again.
                 self._pumpers -= 1
@@ -427,6 +423,15 @@ class LocalEngine:
             self._close_watch()
         self.watch_until(self.handlers.look_at)
         return not self._shutting or ready()
+
+    def _pump(self, ready: Callable[[], bool], deadline: Deadline) -> None:
+        # In a function of its own: what a signal handler raises at a loop's end passes by a `finally` of the same
+        # function (python/cpython#130279, 3.12 and 3.13).
+        while not ready() and not self._shutting:
+            self._receive(_framing.wait_ready(self._inner, SPIN, self._patience(deadline)))
+            self.handlers.drain()
+            if deadline.passed():
+                return
 
     def _patience(self, deadline: Deadline) -> float | None:
         """Seconds until the deadline, or until the scheduler wants to look at something."""
@@ -514,31 +519,34 @@ class LocalEngine:
         handle.exitcode = exitcode if exitcode is not None else -255
         events, handlers = self.handlers.events, self.handlers
         with self._receiving:
-            while _framing.receive(handle.tasks, events, handle.on_message, BATCH) == BATCH:
-                pass
+            self._receive_rest(handle)
         mark = handle.page.read()
         self.look(handle.slot, mark.packet, _framing.UNIT_LIMIT, False)
         self.recall(handle.slot)
-        running = mark.phase in (Phase.UNPICKLING, Phase.RUNNING)
-        kept = handle.page.take_tail(mark.packet, _framing.UNIT_LIMIT)
-        if kept < _framing.UNIT_LIMIT:
-            events.append((handlers.on_cut, (mark.packet, kept)))
-        end = SlotEnd(handle.slot, handle.known_pid, exitcode, mark.packet if running else None, mark.offset)
+        running = mark.packet if mark.begun else None
+        end = SlotEnd(handle.slot, handle.known_pid, exitcode, running, mark.begun - 1)
         events.append((handlers.on_down, end))
         events.append((self._bury, handle))
         handlers.drain()
 
+    def _receive_rest(self, handle: WorkerHandle) -> None:
+        while _framing.receive(handle.tasks, self.handlers.events, handle.on_message, BATCH) == BATCH:
+            pass
+
     def _bury(self, handle: WorkerHandle) -> None:
         """Releases what belonged to a worker that has ended and was accounted for (dispatcher's lock held)."""
         with self._receiving:
-            if self._by_descriptor.pop(handle.tasks.fileno(), None) is not None:
-                self._inner.unregister(handle.tasks)
-            for entry in [entry for entry in self.outbox if entry[0] is handle.tasks]:
-                self.outbox.remove(entry)
-            handle.close()
+            self._release_handle(handle)
         self._handles.pop(handle.slot, None)
         del self.handlers.events[0]
         self.wake()
+
+    def _release_handle(self, handle: WorkerHandle) -> None:
+        if self._by_descriptor.pop(handle.tasks.fileno(), None) is not None:
+            self._inner.unregister(handle.tasks)
+        for entry in [entry for entry in self.outbox if entry[0] is handle.tasks]:
+            self.outbox.remove(entry)
+        handle.close()
 
     def _on_zygote_end(self) -> None:
         if self._shutting:

@@ -65,6 +65,7 @@ class _Slot:
         self.ident = ident
         self.queue: SimpleQueue[tuple[int, Sequence[Any]] | None] = SimpleQueue()
         self.page = ThreadPage()
+        self.runs = True  # the user's code, or is about to: False only while it waits for a packet
         self._engine = engine
         self._runner = Runner(ObjectCodec(), self.page, None, self._send)
         self.thread = threading.Thread(target=self._run, name=f"Thread-pairpool-{number}", daemon=True)
@@ -99,7 +100,7 @@ class _Slot:
                     return
             handlers.events.append((handlers.on_up, self.ident))
             handlers.drain()
-            while (packet := self.queue.get()) is not None:
+            while (packet := self._next_packet()) is not None:
                 self._runner.run(*packet, ())
                 del packet
         except BaseException as error:
@@ -109,6 +110,12 @@ class _Slot:
             handlers.events.append((handlers.on_down, SlotEnd(self.ident, None, None, None, 0)))
             self._engine.left(self)
             handlers.drain()
+
+    def _next_packet(self) -> tuple[int, Sequence[Any]] | None:
+        self.runs = False
+        packet = self.queue.get()
+        self.runs = packet is not None
+        return packet
 
 
 class ThreadEngine:
@@ -125,6 +132,7 @@ class ThreadEngine:
         self._slots: dict[int, _Slot] = {}
         self._started = 0
         self._shut = False
+        self._abandons = False
         self._finished = threading.Event()
         self._watchman: threading.Thread | None = None
         self._watch_at: int | None = None
@@ -165,8 +173,10 @@ class ThreadEngine:
                 packet = at.queue.get_nowait()
             except Empty:
                 return
-            if packet is not None:
-                self.handlers.events.append((self.handlers.on_came_back, packet[0]))
+            if packet is None:
+                at.queue.put(None)  # the word to stop, which no recall takes back; nothing is sent after it
+                return
+            self.handlers.events.append((self.handlers.on_came_back, packet[0]))
 
     def look(self, slot: int, packet: int, count: int, cut: bool) -> None:
         at = self._slots.get(slot)
@@ -180,8 +190,12 @@ class ThreadEngine:
             at.queue.put(None)
 
     def shut(self, *, kill: bool) -> None:
-        """Threads cannot be killed: what runs ends by itself, what waits is taken back."""
+        """With `kill`, threads that run the user's code are abandoned, since none can be killed.
+
+        They end when that code does; nobody waits for them.
+        """
         self._shut = True
+        self._abandons = kill
         for slot in list(self._slots.values()):
             self.recall(slot.ident)
             slot.queue.put(None)
@@ -193,7 +207,8 @@ class ThreadEngine:
         self._finish_when_left()
 
     def _finish_when_left(self) -> None:
-        if self._shut and not self._slots:
+        busy = [slot for slot in list(self._slots.values()) if not (self._abandons and slot.runs)]
+        if self._shut and not busy and not self._finished.is_set():
             self._finished.set()
             self._watch_signal.set()
             self.handlers.engine_shut()

@@ -1,0 +1,334 @@
+"""Scenarios for a dispatcher: what is done with it, step by step, and what callers see of it.
+
+Everything happens on the test's thread, over the workers of scripted.py, under the eyes of an `Interruption`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from interruptions import Interruption, Point
+from scripted import ScriptedEngine, ScriptedWorker
+
+from pairpool import errors
+from pairpool._codec import Definition, DefinitionKind, Payload
+from pairpool._dispatch import BatchJob, Call, Dispatcher, Feeder, WorkerPlan
+from pairpool._feeder import CLOSED
+from pairpool.results import AsyncResult, Future, IMapIterator, IMapUnorderedIterator, MapResult
+
+
+Scenario: TypeAlias = "Callable[[Stage], Any]"
+
+
+class Clock:
+    """The time of the dispatcher, which passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000_000  # ns
+
+    def monotonic_ns(self) -> int:
+        """Return the time."""
+        return self.now
+
+
+class Stage:
+    """A dispatcher over scripted workers, entered under the eyes of an interruption."""
+
+    def __init__(self, interruption: Interruption, clock: Clock, size: int = 2, budget: int | None = None) -> None:
+        self.interruption = interruption
+        self.clock = clock
+        self.ran: list[Any] = []  # what tasks were called with
+        self.told: list[Any] = []  # what callbacks were called with
+        self.engine = ScriptedEngine()
+        self.dispatcher = Dispatcher(self.engine, WorkerPlan(), size, budget)
+
+    # -- entering -------------------------------------------------------------------------------
+
+    def enter(self) -> None:
+        """Have events digested; if that is interrupted the callback thread goes on with them."""
+        dispatcher = self.dispatcher
+        if self.interruption.watch(dispatcher.drain):
+            woken = dispatcher._callback_signal._lock.acquire(blocking=False)
+            left = dispatcher.events or dispatcher.calls.incoming or dispatcher.scheduler.actions
+            # Before its first instruction `drain` can do nothing: there its caller still has to.
+            assert woken or not left or self.interruption.struck[-1] == Point(Dispatcher.drain.__code__, -1)
+            dispatcher.drain()
+        while dispatcher.callbacks:
+            dispatcher.callbacks.popleft()()
+
+    def post(self, handler: Callable[[Any], None], argument: Any) -> None:
+        """Have an event digested."""
+        self.dispatcher.events.append((handler, argument))
+        self.enter()
+
+    def run(self) -> None:
+        """Let workers go on until there is nothing to do."""
+        for _ in range(1000):
+            moved = [worker.go_on() for worker in list(self.engine.by_slot.values())]
+            self.enter()
+            if not any(moved):
+                return
+        raise AssertionError("the pool never comes to rest")
+
+    def pass_time(self, ns: int) -> None:
+        """Let time pass."""
+        self.clock.now += ns
+        self.enter()
+
+    @property
+    def workers(self) -> list[ScriptedWorker]:
+        return list(self.engine.by_slot.values())
+
+    # -- tasks ----------------------------------------------------------------------------------
+
+    def double(self, item: int) -> int:
+        """Return twice the item; raise for multiples of ten."""
+        self.ran.append(item)
+        if item % 10 == 0:
+            raise ValueError(item)
+        return 2 * item
+
+    def call(self, sink: Any, *arguments: Any, **payload: Any) -> Any:
+        """Submit a call."""
+        made = Payload((self.double, arguments, {}), **payload)
+        self.dispatcher.calls.incoming.append(Call(None, made, sink))
+        self.enter()
+        return sink
+
+    def result(self, *, callbacks: bool = False) -> AsyncResult:
+        """Make the result of a call."""
+        told = self.told.append if callbacks else None
+        return AsyncResult(self.dispatcher, None, told, told)
+
+    def batch(self, sink: Any, items: Any, *, unit: int = 1, chunk: int = 1, fed: bool = False) -> Any:
+        """Submit a batch, of plain items or fed."""
+        sink.job = job = BatchJob(
+            self.dispatcher.encoder,
+            Definition(next(_definitions), DefinitionKind.BY_VALUE, Payload(self.double)),
+            sink,
+            items=None if fed else items,
+            unit=unit,
+            chunk=chunk,
+            star=False,
+            visible=not isinstance(sink, MapResult),
+        )
+        feeder = Feeder(self.dispatcher, job, items) if fed else None
+        self.dispatcher.events.append((self.dispatcher._on_batch, (job, feeder)))
+        self.enter()
+        if feeder is not None:
+            for item in items:
+                feeder.fresh.append(item if isinstance(item, BaseException) else Payload(item))
+                self.enter()
+            feeder.fresh.append(CLOSED)
+            self.enter()
+        return sink
+
+    def map(self, items: Any, *, callbacks: bool = False, **how: Any) -> MapResult:
+        """Submit a map."""
+        told = self.told.append if callbacks else None
+        result: MapResult = self.batch(MapResult(self.dispatcher, None, told, told), items, **how)
+        return result
+
+    def close(self) -> None:
+        """Close the pool, and check that nothing of it is left."""
+        dispatcher, scheduler = self.dispatcher, self.dispatcher.scheduler
+        assert not dispatcher.pending()
+        assert not scheduler.packets
+        assert not scheduler.waiting
+        assert all(slot.load == slot.size == 0 for slot in scheduler.slots.values())
+        self.post(dispatcher.on_close, None)
+        self.run()
+        assert not scheduler.slots
+        assert not dispatcher.events
+        assert not scheduler.actions
+        assert not self.engine.by_slot
+        assert len(self.engine.shut_down) >= 1
+
+
+_definitions = iter(range(1 << 40, 1 << 50))
+
+
+def outcome(result: Any) -> Any:
+    """Return what a caller sees, as plain data."""
+    if isinstance(result, IMapIterator):
+        results = []
+        while True:
+            try:
+                results.append(result.next(0))
+            except StopIteration:
+                return results
+            except Exception as error:
+                results.append(repr(error))
+                if isinstance(error, errors.TimeoutError):
+                    return results
+    try:
+        return result.get(0) if isinstance(result, AsyncResult | MapResult) else result.result(0)
+    except Exception as error:
+        return repr(error)
+
+
+# -- Scenarios: what is done, and what callers see of it ----------------------------------------------
+
+
+def calls(stage: Stage) -> Any:
+    """Calls, with and without callbacks, futures, a cancelled one, one that cannot be pickled."""
+    results = [stage.call(stage.result(callbacks=bool(n % 2)), n) for n in range(1, 12)]
+    futures = [stage.call(Future(stage.dispatcher, None), n) for n in (21, 30)]
+    cancelled: Future[Any] = Future(stage.dispatcher, None)
+    cancelled.cancel()
+    stage.call(cancelled, 99)
+    unpicklable = stage.result()
+    stage.dispatcher.calls.incoming.append(Call(None, TypeError("cannot be pickled"), unpicklable))
+    aloud: Future[Any] = Future(stage.dispatcher, None)
+    aloud.add_done_callback(lambda future: stage.told.append(future.result()))
+    stage.call(aloud, 41)
+    stage.run()
+    return [outcome(each) for each in [*results, *futures, unpicklable, aloud]]
+
+
+def maps(stage: Stage) -> Any:
+    """Maps in packets, in chunks, with errors and callbacks."""
+    results = [
+        stage.map(range(1, 10), callbacks=True),
+        stage.map(range(104, 118), chunk=4),
+        stage.map(list(range(1, 9)), unit=3, callbacks=True),
+        stage.map(range(95, 105), unit=4),
+    ]
+    stage.run()
+    # What follows the error in its chunk may have run, and need not.
+    stage.ran[:] = [item for item in stage.ran if item != 111]
+    return [outcome(each) for each in results]
+
+
+def iterators(stage: Stage) -> Any:
+    """Iterators over plain and fed items, one of which cannot be pickled."""
+    unpicklable = TypeError("cannot be pickled")
+    results = [
+        stage.batch(IMapIterator(stage.dispatcher, None), range(1, 15)),
+        stage.batch(IMapIterator(stage.dispatcher, None), [1, 2, unpicklable, 3], fed=True),
+        stage.batch(IMapUnorderedIterator(stage.dispatcher, None), [5, 6, 7], fed=True),
+    ]
+    stage.run()
+    return [outcome(each) for each in results[:2]] + [sorted(outcome(results[2]))]
+
+
+def stealing(stage: Stage) -> Any:
+    """One worker does nothing at first, and is relieved; then one is slow, and its tail is cut."""
+    first, second = stage.workers
+    result = stage.map(range(1, 400, 2))
+    for _ in range(8):
+        first.go_on()
+        stage.enter()
+    while second.go_on():
+        stage.enter()
+    for _ in range(6):
+        stage.pass_time(20_000_000)
+    stage.run()
+    return outcome(result)
+
+
+def refusals(stage: Stage) -> Any:
+    """Workers have something else under a name: the fallback runs, or there is none."""
+    need = (("name", b"digest"),)
+    fallback = Payload((stage.double, (7,), {}))
+    results = [
+        stage.call(stage.result(), 1, needs=need, fallback=fallback),
+        stage.call(stage.result(), 2, needs=need),
+        stage.call(stage.result(), 3),
+    ]
+    stage.run()
+    return [outcome(each) for each in results]
+
+
+def deaths(stage: Stage) -> Any:
+    """Workers die within a unit, between units, while idle, while starting."""
+    calls = [stage.call(stage.result(), n) for n in range(1, 8)]
+    iterator = stage.batch(IMapIterator(stage.dispatcher, None), range(1, 30))
+    first, second = stage.workers
+    for _ in range(4):
+        first.go_on()
+    first.end(-11)
+    stage.enter()
+    while not second._units:
+        second.go_on()
+        stage.enter()
+    second.die_within_a_unit()
+    stage.enter()
+    stage.workers[0].end(3)
+    stage.run()
+    for worker in stage.workers:
+        worker.end(0)
+        stage.enter()
+    again = stage.call(stage.result(), 8)
+    stage.run()
+    return [outcome(each) for each in [*calls, iterator, again]]
+
+
+def resizes(stage: Stage) -> Any:
+    """The pool grows and shrinks at work."""
+    results = [stage.map(range(1, 99, 2)), *(stage.call(stage.result(), n) for n in range(1, 9))]
+    for size in (4, 1, 3, 2):
+        for worker in stage.workers:
+            worker.go_on()
+            stage.enter()
+        stage.post(stage.dispatcher.on_resize, size)
+    stage.run()
+    assert len(stage.dispatcher.scheduler.slots) == 2
+    return [outcome(each) for each in results]
+
+
+def cancels(stage: Stage) -> Any:
+    """A map is abandoned at work; what else there is goes on."""
+    abandoned = stage.map(range(1, 100))
+    kept = stage.map(range(1, 9))
+    for worker in stage.workers:
+        for _ in range(5):
+            worker.go_on()
+            stage.enter()
+    stage.post(stage.dispatcher.on_cancel, abandoned.job)
+    stage.run()
+    stage.ran.clear()  # how far it came is not fixed
+    return [outcome(abandoned), outcome(kept)]
+
+
+def failing_initializers(stage: Stage) -> Any:
+    """No worker comes up: everything pending ends with the reason, and so does what comes later."""
+    call, batch = stage.call(stage.result(callbacks=True), 1), stage.map(range(1, 10), callbacks=True)
+    for _ in range(10):
+        for worker in stage.workers:
+            worker.fail(OSError("no such device"))
+            stage.enter()
+    later = [stage.call(stage.result(), 2), stage.map(range(3))]
+    stage.run()
+    return [outcome(each).partition(":")[0] for each in (call, batch, *later)]
+
+
+def termination(stage: Stage) -> Any:
+    """The pool is terminated at work."""
+    call, batch = stage.call(stage.result(callbacks=True), 1), stage.map(range(1, 100))
+    stage.workers[0].go_on()
+    stage.workers[0].go_on()
+    stage.enter()
+    stage.post(stage.dispatcher.on_terminate, errors.PoolTerminatedError("it is over"))
+    for worker in stage.workers:
+        worker.end(-15)
+        stage.enter()
+    stage.ran.clear()
+    return [outcome(call), outcome(batch)]
+
+
+def breakdown(stage: Stage) -> Any:
+    """The engine breaks at work, and packets come back when nobody waits for them any more."""
+    call, batch = [stage.call(stage.result(), n) for n in range(1, 9)], stage.map(range(1, 100))
+    for worker in stage.workers:
+        worker.go_on()
+    stage.enter()
+    stage.post(stage.dispatcher.on_broken, OSError("broken"))
+    stage.run()
+    return [outcome(each) for each in (*call, batch)]
+
+
+SCENARIOS: tuple[Scenario, ...] = (
+    calls, maps, iterators, stealing, refusals, deaths, resizes, cancels, failing_initializers, termination, breakdown,
+)  # fmt: skip

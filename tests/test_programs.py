@@ -1,0 +1,99 @@
+"""Whole programs run unchanged: each in tests/programs is run as a script, as a user would.
+
+Only a script has a main module of its own, and it is the main module in which initializers set
+their globals, functions are redefined, and spawned workers begin by importing it anew.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pairpool
+from holdings import Holdings, remains
+from tasks import identity
+
+PROGRAMS = Path(__file__).parent / "programs"
+PATIENCE = 120  # seconds until a program that hangs is a failure
+
+
+def _run(name: str, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", PROGRAMS / name, *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+def run_program(name: str, *arguments: str, stdin: str = "") -> str:
+    """Run a program to its end, which must be a good one and without complaints; return what it printed."""
+    done = _run(name, *arguments, stdin=stdin)
+    if done.stderr or done.returncode:
+        pytest.fail(f"{name} ended with status {done.returncode}\n{done.stderr}")
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "initializer_global.py",
+        "shared_initargs.py",
+        "defined_later.py",
+        "barrier.py",
+        "callables.py",
+        "nested.py",
+        "own_numbers.py",
+        "forked_child.py",
+    ],
+)
+def test_a_program_runs_unchanged(name: str, start_method: str) -> None:
+    """The program says what it checks; it prints one word when all of it held."""
+    assert run_program(name, start_method) == "done\n"
+
+
+def test_a_forgotten_pool_ends_with_its_program(start_method: str) -> None:
+    """A program that never closes its pool ends by itself, with one warning and no worker left behind."""
+    done = _run("forgotten.py", start_method)
+    workers = done.stdout.split()
+
+    assert (done.returncode, len(workers)) == (0, 2), done.stderr
+    assert [pid for pid in workers if os.path.exists(f"/proc/{pid}")] == []
+    warnings = [line for line in done.stderr.splitlines() if "Warning" in line]
+    assert [line.partition(" <")[0] for line in warnings] == [
+        "ResourceWarning: unclosed running multiprocessing pool"
+    ], done.stderr
+
+
+def test_streams_and_exit_hooks_of_workers_are_those_of_the_library(start_method: str) -> None:
+    """Stdin is empty, what was printed is flushed, and the same hooks run as in the library's workers."""
+    ours, theirs = (
+        run_program("streams.py", start_method, library, stdin="not for workers")
+        for library in ("pairpool", "multiprocessing")
+    )
+    assert sorted(ours.splitlines()) == sorted(theirs.splitlines())
+    assert "printed, and not flushed" in ours
+
+
+@pytest.mark.parametrize("end", ["close", "terminate"])
+def test_many_pools_leave_nothing_behind(start_method: str, end: str, make_pool: Callable[..., Any]) -> None:
+    """Made, used and ended over and over, pools leave no descriptor, thread, process or mapping at once."""
+    rounds = {"fork": 100, "forkserver": 20, "spawn": 5}[start_method]
+    make_pool(1, start_method=start_method).apply(identity, (1,))  # whatever the first one leaves for good
+    before = Holdings.now()
+    for _ in range(rounds):
+        pool = pairpool.get_context(start_method).Pool(2)
+        assert pool.map(identity, range(4)) == [0, 1, 2, 3]
+        getattr(pool, end)()
+        pool.join()
+    del pool
+
+    assert remains(before, grace=0) == []
