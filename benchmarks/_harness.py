@@ -15,7 +15,7 @@ import os
 import platform
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -32,7 +32,7 @@ class Case:
 
     title: str
     unit: str
-    rivals: dict[str, Measure]
+    rivals: Mapping[str, Measure]
     more_is_better: bool = False
 
 
@@ -152,9 +152,8 @@ def _print_case(case: Case, samples: dict[str, Samples]) -> None:
 
 
 def _compared(case: Case, ours: Samples, theirs: Samples) -> str:
-    """Return the ratio of two medians in words: how often ours goes into theirs, or the other way."""
-    above, below = (ours, theirs) if case.more_is_better else (theirs, ours)
-    if not below.median:
-        return "" if above.median else "the same"
-    ratio = above.median / below.median
-    return f"ours is {ratio:.1f} times as {'fast' if ratio >= 1 else 'fast, that is slower'}"
+    """Return in words what part of a rival's median ours is."""
+    if not theirs.median:
+        return "ours is the same" if not ours.median else ""
+    share = ours.median / theirs.median
+    return f"ours is {share:.3g} {'times this rate' if case.more_is_better else 'of this'}"

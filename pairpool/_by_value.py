@@ -34,8 +34,8 @@ from pairpool._anatomy import ATOMS, CachedFunction, Definition, in_main, is_def
 from pairpool._ledger import Ledger, Need, binding_of
 from pairpool._namespaces import MAIN_NAMES, Namespace, home_of, namespace, plant
 from pairpool._passing import Collector, Reducer, extra_reducers
+from pairpool._plain import PROTOCOL
 
-PROTOCOL: Final = 5
 SUPPORTED_CLOUDPICKLE: Final = "cloudpickle>=3.0,<4"
 
 Reduced = Any

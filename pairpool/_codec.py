@@ -32,12 +32,12 @@ from typing import Any, Final
 
 from pairpool import _passing
 from pairpool._anatomy import ATOMS, CachedFunction
-from pairpool._by_value import PROTOCOL, Attempt, SendingPickler
+from pairpool._by_value import Attempt, SendingPickler
 from pairpool._kept import KeptDefinitions
 from pairpool._ledger import Ledger, Need, Witness
 from pairpool._parcels import ClassParcels
 from pairpool._passing import Collector, OwnedDescriptors, Reducer
-from pairpool._plain import PlainPickler
+from pairpool._plain import PROTOCOL, PlainPickler
 from pairpool._remote_errors import decode_error, encode_error, safe_repr
 from pairpool._returning import dumps_return
 

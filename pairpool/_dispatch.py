@@ -188,10 +188,11 @@ class Dispatcher:
                 entry, size = self.engine.entry(slot.ident, scheduler.next_packet, body)
                 scheduler.assign(choice, body, size, now, self.engine.outbox, entry)
                 self.engine.flush()
-            scheduler.late(now)
-            if scheduler.steal() or actions or events:
+            if self.look_at is not None and now >= self.look_at:
+                scheduler.late(now)
+            if (scheduler.packets and scheduler.steal()) or actions or events:
                 continue
-            if scheduler.maintain(self._slots_wanted()):
+            if (self._restaffs or len(scheduler.slots) != self.size) and scheduler.maintain(self._slots_wanted()):
                 continue
             if self.feeders:
                 self.starving = scheduler.starving()
@@ -200,8 +201,9 @@ class Dispatcher:
             break
         if self.engine.outbox:
             self.engine.flush()
-        self.look_at = scheduler.deadline()
-        self.engine.watch_until(self.look_at)
+        self.look_at = scheduler.deadline() if scheduler.packets else None
+        if self.look_at is not None:
+            self.engine.watch_until(self.look_at)
         for feeder in self.feeders.values():
             feeder.nudge()
         if self.closing:
@@ -324,6 +326,11 @@ class Dispatcher:
         self.batches.pop(batch.ident, None)
         for signal in self.signals[:]:
             signal.set()
+
+    @property
+    def _restaffs(self) -> bool:
+        """Whether slots come and go although there are as many as the pool's size."""
+        return self.closing or self.over is not None or self.scheduler.budget is not None
 
     def _slots_wanted(self) -> int:
         if self.over is not None or (self.closing and not self.pending()):

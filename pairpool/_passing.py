@@ -25,7 +25,7 @@ _NOTHING: Final[Iterator[None]] = iter(())
 class OwnedDescriptors(tuple[int, ...]):  # noqa: SLOT001  (a tuple cannot have slots)
     """Duplicated descriptors, closed by `close()` or else with the last reference."""
 
-    _closing: Iterator[None]
+    _closing: Iterator[None] = _NOTHING
 
     def __new__(cls, numbers: Iterable[int], closing: Iterator[None]) -> Self:
         """Own these. Each step of `closing` closes one, and each of them once, whoever drives it."""

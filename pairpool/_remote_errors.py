@@ -22,6 +22,7 @@ from multiprocessing.pool import MaybeEncodingError, RemoteTraceback  # type: ig
 from types import BuiltinFunctionType, CodeType, FunctionType, TracebackType, WrapperDescriptorType
 from typing import Any, Final, NamedTuple
 
+from pairpool._plain import PROTOCOL
 from pairpool._returning import ReturningPickler
 
 MOST_NODES = 1000  # of a chain; what is behind them is left out
@@ -64,11 +65,10 @@ def encode_error(error: BaseException, *, wrap: bool) -> bytes:
     """
     try:
         text = format_error(error) if wrap else None
-        nodes = _Collection(error).nodes()
+        return _dumps(text, _Collection(error).nodes())
     except BaseException as trouble:
-        text = None
-        nodes = [Node(None, safe_repr(trouble), safe_repr(error), [], None, None, False, None)]
-    return pickle.dumps((text, [tuple(node) for node in nodes]), 5)
+        kinds = (type(trouble).__qualname__, type(error).__qualname__)
+        return _dumps(None, [Node(None, *kinds, [], None, None, False, None)])
 
 
 def decode_error(data: Any) -> BaseException:
@@ -77,12 +77,10 @@ def decode_error(data: Any) -> BaseException:
         text, rows = pickle.loads(data)
         nodes = [Node(*row) for row in rows]
         error = _Joining(nodes).join()
+        if text is not None:
+            _give_text(error, text)
     except BaseException as trouble:
         return carrier(safe_repr(trouble), "an error that could not be decoded")
-    if text is not None:
-        remote = RemoteTraceback(f'\n"""\n{text}"""')
-        remote.__cause__ = error.__cause__
-        error.__cause__ = remote
     return error
 
 
@@ -121,6 +119,10 @@ class _Said:
 
 
 # In the worker.
+
+
+def _dumps(text: str | None, nodes: Iterable[Node]) -> bytes:
+    return pickle.dumps((text, [tuple(node) for node in nodes]), PROTOCOL)
 
 
 class _Collection:
@@ -285,6 +287,16 @@ def _reduce_traceback(held: TracebackType) -> tuple[Any, ...]:
 # Where they arrive.
 
 
+def _give_text(error: BaseException, text: str) -> None:
+    """Put the remote traceback as text between an error and its cause."""
+    remote = RemoteTraceback(f'\n"""\n{text}"""')
+    remote.__cause__ = error.__cause__
+    try:
+        error.__cause__ = remote
+    except Exception:  # its class does not let it: it is still the error
+        return
+
+
 class _Joining:
     """Makes errors of nodes, and joins them."""
 
@@ -297,7 +309,7 @@ class _Joining:
         for number, node in enumerate(self._nodes):
             try:
                 self._dress(self._made(number), node)
-            except Exception:  # its class does not let it be dressed: it is still the error
+            except Exception:  # as above
                 continue
         return self._made(0)
 

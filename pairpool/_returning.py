@@ -20,7 +20,6 @@ from cloudpickle import cloudpickle
 from pairpool._anatomy import ATOMS, Definition, in_main, is_definition
 from pairpool._by_value import (
     CLASS_MAKERS,
-    PROTOCOL,
     Brought,
     DefinitionPickler,
     Reduced,
@@ -31,6 +30,7 @@ from pairpool._by_value import (
 from pairpool._ledger import binding_of
 from pairpool._namespaces import Namespace
 from pairpool._passing import extra_reducers
+from pairpool._plain import PROTOCOL
 
 _unfinished: set[str] = set()  # tracking numbers of classes made here and not yet filled
 

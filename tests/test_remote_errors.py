@@ -104,6 +104,18 @@ class UnspeakableError(Exception):
         raise ValueError("no")
 
 
+class ShyError(Exception):
+    """Lets nobody read or set what belongs to it."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith("__") and name not in ("__class__", "__traceback__"):
+            raise SystemExit(name)
+        return super().__getattribute__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(name)
+
+
 class Group(ExceptionGroup[Exception]):
     """A group whose constructor takes other arguments."""
 
@@ -413,6 +425,12 @@ class TestDifficultErrors:
         error = LockedError()
         error.args = (UnspeakableError(),)
         assert isinstance(sent(error), MaybeEncodingError)
+
+    def test_that_cannot_be_looked_at(self) -> None:
+        """Even an error whose attributes raise becomes something that arrives."""
+        found = sent(raised(ShyError()))
+
+        assert isinstance(found, (ShyError, MaybeEncodingError))
 
     def test_local_class(self) -> None:
         """An error of a class that has no name goes by value, and back into the caller's own class."""

@@ -1,0 +1,105 @@
+# Needs python3 (3.11 or newer) with its venv module, and make. Everything else is fetched into .venv.
+#
+# A virtual environment is made once and again whenever what it is made from has changed: a file in
+# it, the stamp, remembers when. There is one for use (.venv), and in it all that tests and linters
+# need once somebody asks for them; other interpreters have one of their own (.venv-3.12).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# What an installation is made from. The package itself is installed editable: its Python files are not.
+SOURCES := pyproject.toml setup.py pairpool/_framing_c.c
+
+# Further interpreters on which the core of the suite runs, where they are on this machine.
+VERSIONS := 3.11 3.12 3.13
+CORE_TESTS := tests/test_cpython_pool.py tests/test_compat_construction.py tests/test_compat_results.py \
+	tests/test_compat_lifecycle.py tests/test_programs.py tests/test_remote_errors.py tests/test_framing.py
+
+PYTEST_OPTIONS ?= -q
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test lint typecheck suite suite-c suite-python versions bench clean
+
+help: ## say what can be made
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+
+demo: $(VENV)/.installed ## count the tokens and names of the standard library, beside multiprocessing.Pool
+	@$(BIN)/python -c 'from pairpool._framing import TWIN; print(f"pairpool with its framing in {TWIN}")'
+	@$(BIN)/python examples/count_stdlib.py
+
+test: lint typecheck suite versions ## all checks and tests: both twins, and every interpreter that is here
+
+lint: $(VENV)/.installed-dev ## style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+typecheck: $(VENV)/.installed-dev ## types
+	$(BIN)/mypy
+	$(BIN)/mypy benchmarks examples
+
+suite: suite-c suite-python ## the whole suite, once with each twin of the framing
+
+suite-c: $(VENV)/.installed-dev
+	@if $(BIN)/python -c 'import pairpool._framing_c' 2>/dev/null; then \
+		echo "== suite with the framing in C"; \
+		PAIRPOOL_EXTENSION=1 $(BIN)/python -m pytest $(PYTEST_OPTIONS); \
+	else \
+		echo "== no suite with the framing in C: it was not built, for want of a compiler"; \
+	fi
+
+suite-python: $(VENV)/.installed-dev
+	@echo "== suite with the framing in Python"
+	PAIRPOOL_EXTENSION=0 $(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+# Each further version is a target of its own (version-3.12). It does nothing where that interpreter
+# is missing, or is the one that the whole suite has run on.
+versions: $(VERSIONS:%=version-%) ## the core of the suite on further interpreters
+
+.PHONY: $(VERSIONS:%=version-%)
+$(VERSIONS:%=version-%): version-%: $(VENV)/.installed-dev
+	@if $(BIN)/python -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] != "$*")'; then \
+		:; \
+	elif python=$$(.ci/find-python $*); then \
+		echo "== core of the suite on $$($$python --version)"; \
+		$(MAKE) --no-print-directory PYTHON="$$python" VENV=.venv-$* core; \
+	else \
+		echo "== no Python $* here"; \
+	fi
+
+.PHONY: core
+core: $(VENV)/.installed-test
+	$(BIN)/python -m pytest $(PYTEST_OPTIONS) $(CORE_TESTS)
+
+bench: $(VENV)/.installed ## the benchmarks, each beside the standard library's pool
+	$(BIN)/python -m benchmarks.map
+	$(BIN)/python -m benchmarks.roundtrip
+
+clean: ## remove what was made
+	rm -rf .venv .venv-3.* build pairpool.egg-info pairpool/_framing_c*.so
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Whatever of these exists is remade after a change. A stamp is written last, so that an installation
+# that failed half way is begun anew; one with more in it is one with less in it, too.
+$(VENV)/.installed: $(SOURCES)
+	$(call install,.)
+	@touch $@
+
+$(VENV)/.installed-test: $(SOURCES)
+	$(call install,.[test])
+	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-dev: $(SOURCES)
+	$(call install,.[dev])
+	@touch $(VENV)/.installed $(VENV)/.installed-test $@
+
+define install
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+		"pairpool needs Python 3.11 or newer; $(PYTHON) is " + sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '$(1)'
+endef
