@@ -321,7 +321,8 @@ def fall_back_definition(definition: Definition) -> bool:
         if payload.fallback is None:
             return False
         definition.payload = payload.fallback
-        definition.kind = DefinitionKind.BY_VALUE
+        if definition.kind is DefinitionKind.NAMED:
+            definition.kind = DefinitionKind.BY_VALUE
     return True
 
 

@@ -124,6 +124,10 @@ class Runner:
         for share in packet.shares or ():
             _close(share)  # of units that were not run here
 
+    def keeps(self, ident: int) -> bool:
+        """Whether a definition is loaded once and for all."""
+        return self._definitions[ident][0] != STATEFUL
+
     def function(self, ident: int) -> Callable[..., Any]:
         """The callable of a definition: the one kept, or loaded now; anew each time where it carries state."""
         try:
@@ -208,7 +212,7 @@ class Runner:
 class _Packet:
     """The units of one packet."""
 
-    __slots__ = ("_chunk", "_definition", "_first", "_flags", "_function", "_mode", "_payloads", "_runner", "_skip_to",
+    __slots__ = ("_chunk", "_definition", "_first", "_flags", "_items", "_mode", "_payloads", "_runner", "_skip_to",
                  "count", "shares")  # fmt: skip
 
     def __init__(
@@ -221,7 +225,7 @@ class _Packet:
         self._definition = definition
         self._first = first
         self._payloads = rest
-        self._function: Callable[..., Any] | None = None
+        self._items: Any = None  # of Mode.SHARED, once loaded
         self._skip_to = 0
         self.count = count
         self.shares: list[tuple[int, ...]] | None = None
@@ -229,7 +233,7 @@ class _Packet:
     def run_all(self, claim: Callable[[], int], values: list[Any], failures: dict[int, tuple[int, Any]]) -> None:
         """Appends one value for each unit that can be claimed; `failures` says which are none."""
         codec = self._runner._codec
-        if self._mode == Mode.SHARED and not self._flags & Flag.STAR:
+        if self._mode == Mode.SHARED and not self._flags & Flag.STAR and self._runner.keeps(self._definition):
             # The one hot loop: items so small and quick that one more call for each would double their cost.
             unit = claim()
             try:
@@ -270,11 +274,11 @@ class _Packet:
         mode, runner = self._mode, self._runner
         codec = runner._codec
         if mode == Mode.SHARED:
-            if self._function is None:
-                self._function = runner.function(self._definition)
-                self._payloads = codec.loads(self._payloads[0], ())
-            item = self._payloads[unit]
-            return self._function(*item) if self._flags & Flag.STAR else self._function(item)
+            if self._items is None:
+                self._items = codec.loads(self._payloads[0], ())
+            item = self._items[unit]
+            function = runner.function(self._definition)
+            return function(*item) if self._flags & Flag.STAR else function(item)
         offset = 1 if mode == Mode.CALLS else 0
         descriptors: tuple[int, ...] = ()
         if self.shares:
@@ -285,11 +289,10 @@ class _Packet:
             function, arguments, keywords = (runner.function(definition), *data) if definition else data
             runner._page.running()
             return function(*arguments, **keywords)
-        function = self._function or runner.function(self._definition)
+        function = runner.function(self._definition)
         runner._page.running()
         if mode == Mode.CHUNKS:
             return [function(*item) for item in data] if self._flags & Flag.STAR else list(map(function, data))
-        self._function = function
         return function(*data) if self._flags & Flag.STAR else function(data)
 
     def _is_nothing(self, unit: int) -> bool:

@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections import deque
 from collections.abc import Sequence
+from multiprocessing.pool import MaybeEncodingError
 from typing import TYPE_CHECKING, Any
 
 from pairpool import _channel, _codec, _framing
@@ -71,7 +72,8 @@ class _PickleCodec:
         return _codec.encode_result(value)
 
     def encode_error(self, error: BaseException) -> bytes:
-        return _codec.encode_error(error, wrap=True)
+        # A result that cannot be pickled is no error of the task: as in the stdlib it shows no remote traceback.
+        return _codec.encode_error(error, wrap=not isinstance(error, MaybeEncodingError))
 
 
 class Worker:

@@ -34,7 +34,8 @@ Guarantees
 - A worker's group can be killed without the zygote: `signal` with SIGKILL and ``group`` closes
   the worker's dead-man pipe, too. Closing the zygote does so for all.
 - Everything received is recorded in the step that received it, and every order is sent once,
-  wherever an exception from a signal handler strikes.
+  wherever an exception from a signal handler strikes. After one, orders may be `pending`, and
+  `replies` may have something to return though nothing came.
 
 Assumptions
 -----------

@@ -447,7 +447,8 @@ class LocalEngine:
         for descriptor in descriptors:
             handle = self._by_descriptor.get(descriptor)
             if handle is None:
-                if descriptor == self._pump_kick.descriptor.fileno():
+                # The pumping caller's kick is for him alone, also where the I/O thread comes by.
+                if self._pump_kick.waiter in (0, get_ident()):
                     self._pump_kick.clear()
                 continue
             with self._receiving:

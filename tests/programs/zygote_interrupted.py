@@ -33,8 +33,8 @@ def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def interrupted(work: Callable[[], object], longest: float) -> None:
-    """Do this, interrupted once at some moment within so many seconds, or not at all."""
+def interrupted(work: Callable[[], object], longest: float) -> bool:
+    """Do this, interrupted once at some moment within so many seconds, or not at all; tell whether it was."""
     global interrupts
     try:
         signal.setitimer(signal.ITIMER_REAL, delays.uniform(1e-6, longest))
@@ -43,6 +43,8 @@ def interrupted(work: Callable[[], object], longest: float) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, ())  # runs the handler of a signal that came before
     except KeyboardInterrupt:
         interrupts += 1
+        return True
+    return False
 
 
 def leave_at_once(setup: WorkerSetup, slot: int, descriptors: tuple[int, ...]) -> None:
@@ -77,9 +79,9 @@ def make_workers(zygote: Zygote) -> None:
             interrupted(lambda slot=slot, number=number: zygote.spawn(slot, number, ()), 100e-6)  # type: ignore[misc]
         interrupted(listen, 100e-6)
     while sum(isinstance(reply, Exited) for reply in said) < WORKERS:
-        if not zygote.pending:  # an order that was not sent for an interrupt
+        # After an interrupt there may be more to send and to return without anything to come.
+        if not interrupted(listen, 100e-6) and not zygote.pending:
             select.select([zygote.channel], [], [])
-        interrupted(listen, 100e-6)
     for kind in (Spawned, Exited):
         assert sorted(reply.slot for reply in said if isinstance(reply, kind)) == list(range(WORKERS))
     for reply in said:
