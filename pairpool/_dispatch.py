@@ -36,6 +36,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+import weakref
 from _thread import allocate_lock, get_ident
 from collections import deque
 from collections.abc import Callable
@@ -97,6 +98,8 @@ class Dispatcher:
         self._lock = allocate_lock()
         self._holder = 0
         self._known: dict[int, set[int]] = {}  # by slot: definitions that its worker has confirmed
+        self._carried: dict[int, weakref.ref[Definition]] = {}  # definitions that workers may have
+        self._dropped: deque[int] = deque()  # those that are gone
         self._failed_starts: set[int] = set()
         self._shutting = False
         self._collapsed = False  # a fault of ours ended everything
@@ -122,10 +125,12 @@ class Dispatcher:
 
     def call(self, call: Call) -> None:
         """Adds one call."""
+        self._watch_definition(call.definition)
         self.calls.incoming += (call,)
         self.drain()
 
     def add_batch(self, job: BatchJob, feeder: Feeder | None) -> None:
+        self._watch_definition(job.definition)
         self.events.append((self._on_batch, (job, feeder)))
         self.drain()
 
@@ -176,6 +181,8 @@ class Dispatcher:
                 self._take_calls()
             if self.feeders:
                 self._take_fed()
+            if self._dropped:
+                self._forget_definitions()
             while actions:
                 self._act(actions)
             if self.calls.records:
@@ -239,6 +246,26 @@ class Dispatcher:
         plan.ready = ready
         waiting[ident] = plan
         del incoming[:number]
+
+    def _forget_definitions(self) -> None:
+        """Tells workers of definitions that are gone for good: no packet will name them again."""
+        dropped = self._dropped
+        while dropped:
+            ident = dropped[0]
+            for slot, known in self._known.items():
+                if ident in known:
+                    self.engine.forget(slot, ident)
+                    known.discard(ident)
+            self._carried.pop(ident, None)
+            del dropped[0]
+
+    def _watch_definition(self, definition: Definition | None) -> None:
+        """Has workers forget a definition when it is collected here, which may be long after a job of it."""
+        if definition is not None and definition.kind != DefinitionKind.NAMED:
+            ident = definition.ident
+            if ident not in self._carried:
+                # A finalizer: it only appends, and whoever drains next tells the workers.
+                self._carried[ident] = weakref.ref(definition, lambda _: self._dropped.append(ident))
 
     def _take_fed(self) -> None:
         """Takes what feeders have left."""
@@ -316,12 +343,6 @@ class Dispatcher:
         if feeder is not None:
             feeder.end()
         self.scheduler.remove(batch.plan)
-        if batch.definition.kind != DefinitionKind.NAMED:
-            name = batch.definition.ident
-            for slot, known in self._known.items():
-                if name in known:
-                    self.engine.forget(slot, name)
-                    known.discard(name)
         batch.close()
         self.batches.pop(batch.ident, None)
         for signal in self.signals[:]:

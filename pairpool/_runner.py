@@ -13,6 +13,7 @@ import os
 import struct
 import time
 from collections.abc import Callable, Sequence
+from itertools import starmap
 from typing import Any, Protocol
 
 from pairpool._packet import (
@@ -278,7 +279,7 @@ class _Packet:
                 self._items = codec.loads(self._payloads[0], ())
             item = self._items[unit]
             function = runner.function(self._definition)
-            return function(*item) if self._flags & Flag.STAR else function(item)
+            return function(*tuple(item)) if self._flags & Flag.STAR else function(item)
         offset = 1 if mode == Mode.CALLS else 0
         descriptors: tuple[int, ...] = ()
         if self.shares:
@@ -292,8 +293,9 @@ class _Packet:
         function = runner.function(self._definition)
         runner._page.running()
         if mode == Mode.CHUNKS:
-            return [function(*item) for item in data] if self._flags & Flag.STAR else list(map(function, data))
-        return function(*data) if self._flags & Flag.STAR else function(data)
+            return list((starmap if self._flags & Flag.STAR else map)(function, data))
+        # tuple(): for an item that is no arguments the error is worded as itertools.starmap words it, as in the stdlib.
+        return function(*tuple(data)) if self._flags & Flag.STAR else function(data)
 
     def _is_nothing(self, unit: int) -> bool:
         if self._mode == Mode.SHARED:

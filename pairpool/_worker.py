@@ -35,19 +35,20 @@ def run(setup: WorkerSetup, slot: int, descriptors: tuple[int, ...]) -> None:
     kind = (socket.AF_UNIX, socket.SOCK_SEQPACKET, 0)
     tasks = socket.socket(*kind, fileno=descriptors[0])
     control = socket.socket(*kind, fileno=descriptors[1])
-    worker = Worker(tasks, control, Outbox(descriptors[2]), Page.attach(descriptors[3:]))
-    if setup.initializer is not None:
-        try:
-            setup.initializer(*setup.initargs)
-        except BaseException as error:
-            # The stdlib's worker would die with this traceback, and be replaced for ever.
-            worker.send(Kind.FAILED, slot, [traceback.format_exc().encode("utf-8", "backslashreplace")])
-            if isinstance(error, Exception):
-                traceback.print_exc()
-                sys.exit(1)
-            raise
-    worker.send(Kind.READY, slot, [])
-    worker.serve()
+    with tasks, control:
+        worker = Worker(tasks, control, Outbox(descriptors[2]), Page.attach(descriptors[3:]))
+        if setup.initializer is not None:
+            try:
+                setup.initializer(*setup.initargs)
+            except BaseException as error:
+                # The stdlib's worker would die with this traceback, and be replaced for ever.
+                worker.send(Kind.FAILED, slot, [traceback.format_exc().encode("utf-8", "backslashreplace")])
+                if isinstance(error, Exception):
+                    traceback.print_exc()
+                    sys.exit(1)
+                raise
+        worker.send(Kind.READY, slot, [])
+        worker.serve()
 
 
 class _PickleCodec:

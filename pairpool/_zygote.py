@@ -183,6 +183,10 @@ class Zygote:
         """Whether orders wait because the kernel pushed back; `flush` and `replies` try again."""
         return bool(self._outgoing)
 
+    def worker_name(self, number: int) -> str:
+        """Return the name that the worker with this number has."""
+        return self._caller.worker_name(number)
+
     def spawn(self, slot: int, number: int, descriptors: tuple[int, ...]) -> None:
         """Have a worker made.
 

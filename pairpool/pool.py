@@ -279,7 +279,7 @@ class Pool(stdlib.Pool):
     def close(self) -> None:
         """Takes no more tasks; workers end when all are done."""
         util.debug("closing pool")
-        if self._status == RUN:
+        if self._status == RUN and not self._dispatcher.forked:
             self._status = CLOSE
             self._dispatcher.post(self._dispatcher.on_close, None)
 
@@ -291,8 +291,9 @@ class Pool(stdlib.Pool):
         util.debug("terminating pool")
         self._status = TERMINATE
         self._finalizer.cancel()
-        self._dispatcher.terminate()
-        self._dispatcher.join()
+        if not self._dispatcher.forked:
+            self._dispatcher.terminate()
+            self._dispatcher.join()
 
     def join(self) -> None:
         """Waits until the workers have ended, after `close` or `terminate`."""
@@ -301,7 +302,8 @@ class Pool(stdlib.Pool):
             raise ValueError("Pool is still running")
         if self._status not in (CLOSE, TERMINATE):
             raise ValueError("In unknown state")
-        self._dispatcher.join()
+        if not self._dispatcher.forked:
+            self._dispatcher.join()
         self._finalizer.cancel()
 
     def _check_running(self) -> None:
@@ -358,9 +360,10 @@ class Pool(stdlib.Pool):
 
 def _end_forgotten(dispatcher: _dispatch.Dispatcher) -> None:
     """A pool that nobody holds any more, or that is open when the interpreter exits."""
-    dispatcher.terminate()
-    if util.is_exiting():
-        dispatcher.join()
+    if not dispatcher.forked:
+        dispatcher.terminate()
+        if util.is_exiting():
+            dispatcher.join()
 
 
 class ThreadPool(Pool, stdlib.ThreadPool):

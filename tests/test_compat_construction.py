@@ -153,14 +153,14 @@ def _first(iterable: Any) -> Any:
 
 
 WRONG_CONSTRUCTIONS: dict[str, Callable[[Any], Any]] = {
-    "no workers": lambda Pool: Pool(0),
-    "fewer than no workers": lambda Pool: Pool(-1),
-    "workers by name": lambda Pool: Pool("2"),
-    "no tasks per child": lambda Pool: Pool(1, maxtasksperchild=0),
-    "fewer than no tasks per child": lambda Pool: Pool(1, maxtasksperchild=-1),
-    "a share of a task per child": lambda Pool: Pool(1, maxtasksperchild=0.5),
-    "tasks per child by name": lambda Pool: Pool(1, maxtasksperchild="12"),
-    "an initializer that is none": lambda Pool: Pool(1, initializer=1),
+    "no workers": lambda make: make(0),
+    "fewer than no workers": lambda make: make(-1),
+    "workers by name": lambda make: make("2"),
+    "no tasks per child": lambda make: make(1, maxtasksperchild=0),
+    "fewer than no tasks per child": lambda make: make(1, maxtasksperchild=-1),
+    "a share of a task per child": lambda make: make(1, maxtasksperchild=0.5),
+    "tasks per child by name": lambda make: make(1, maxtasksperchild="12"),
+    "an initializer that is none": lambda make: make(1, initializer=1),
 }
 WRONG_CALLS: dict[str, Callable[[Any], Any]] = {
     "apply on a closed pool": lambda pool: _closed(pool).apply(abs, (1,)),

@@ -65,12 +65,22 @@ def _like_any_error(cell: Cell, ours: Outcome, reference: Reference) -> bool:
     return _reworded(ours, "") == _reworded(ordinary, "") and name in str(ours)
 
 
+def _naming_the_error(cell: Cell, ours: Outcome, reference: Reference) -> bool:
+    return _reworded(ours, "cannot pickle") == _reworded(
+        reference(cell), "cannot pickle"
+    ) and "'ValueError(<unlocked _thread.lock object at 0x>)'" in _text(ours)
+
+
 def _naming_the_item(cell: Cell, ours: Outcome, reference: Reference) -> bool:
-    """Accept an error in sending whose words name the item itself, and the frames of the task."""
-    reason = "cannot pickle"
-    return _reworded(ours, reason) == _reworded(
-        reference(cell), reason
-    ) and "<unlocked _thread.lock object at 0x>" in str(ours)
+    singly = reference(replace(cell, face="imap", chunksize=1))
+    (error,) = (each for each in singly.results if "cannot pickle" in str(each))
+    return _reworded(ours, "cannot pickle") == _reworded(reference(cell), "cannot pickle") and error[
+        2
+    ] in _text(ours)
+
+
+def _text(outcome: Outcome) -> str:
+    return " ".join(str(word) for each in outcome.results if isinstance(each, tuple) for word in each)
 
 
 def _in_parts_of_chunks(cell: Cell, ours: Outcome, reference: Reference) -> bool:
@@ -117,12 +127,21 @@ DIFFERENCES = {
         example=Cell("apply", None, "function", "ints", "error that does not unpickle"),
         stdlib_hangs=True,
     ),
-    "results and errors that do not pickle": Difference(
-        why="the library names the chunk, or a wrapper of its own, that could not be sent; we name "
-        "the item or error itself, and its cause shows the frames in the worker",
+    "errors that do not pickle": Difference(
+        why="the library names a wrapper of its own that could not be sent; we name the error, and "
+        "its cause shows the frames in the worker",
+        covers=lambda cell: cell.fault == "error that does not pickle",
+        accepts=_naming_the_error,
+        example=Cell("apply", None, "function", "ints", "error that does not pickle"),
+    ),
+    "results of maps that do not pickle": Difference(
+        why="the library names the list of a whole chunk that could not be sent, also where it has "
+        "one item or nobody asked for chunks; we name the item",
         covers=lambda cell: (
-            cell.fault in ("result that does not pickle", "error that does not pickle")
-            and cell.callable != "builtin"
+            cell.fault == "result that does not pickle"
+            and cell.face in MAPS
+            and cell.chunksize in (None, 1)
+            and cell.callable not in STATEFUL + ("builtin",)
         ),
         accepts=_naming_the_item,
         example=Cell("map", 1, "function", "ints", "result that does not pickle"),

@@ -114,7 +114,7 @@ class WorkerHandle:
     def __init__(self, engine: LocalEngine, slot: int, number: int) -> None:
         self.slot = slot
         self.number = number
-        self.name = ""
+        self.name = engine.worker_name(number)
         self.known_pid: int | None = None  # once the zygote has told
         self.exitcode: int | None = None
         self._engine = engine
@@ -164,7 +164,6 @@ class WorkerHandle:
 
     def spawned(self, reply: Spawned) -> None:
         self.known_pid = reply.pid
-        self.name = reply.name
         self.pidfd = _descriptors.Descriptor(reply.pidfd)
         _descriptors.register(self.pidfd)
         self.control_worker_end.close()
@@ -301,6 +300,9 @@ class LocalEngine:
             self._shutting = True
             self._release()
             raise
+
+    def worker_name(self, number: int) -> str:
+        return self._zygote.worker_name(number)
 
     def await_spawned(self, handle: WorkerHandle) -> None:
         """Waits until a worker asked for is forked, or has failed to be."""
