@@ -26,6 +26,7 @@ from pairpool._surroundings import (
     Handed,
     UncountedProcess,
     WorkerSetup,
+    blocked_signals,
     let_in_signals,
     shut_out_signals,
 )
@@ -72,9 +73,10 @@ class Birth:
 def _start_by_fork(birth: Birth) -> None:
     """Fork the zygote from the caller."""
     util._flush_std_streams()  # type: ignore[attr-defined]
-    # Else a handler of the user's could run in the zygote before that has shut signals out.
-    mask = shut_out_signals()
+    mask = blocked_signals()
     try:
+        # Else a handler of the user's could run in the zygote before it has shut signals out.
+        shut_out_signals()
         with _descriptors.spare(birth.deadman, birth.parent_pidfd, birth.zygote_end):
             # Forked and recorded in one step, which no exception can split: another thread may
             # take a signal whose handler raises here.

@@ -74,6 +74,7 @@ from pairpool._surroundings import (
     WorkerProcess,
     WorkerSetup,
     become,
+    blocked_signals,
     defuse_signals,
     shut_out_signals,
 )
@@ -126,7 +127,8 @@ def _settle(method: str, mask: Collection[int] | None) -> Surroundings:
     if method == "spawn":
         defuse_signals()
     elif mask is None:
-        mask = shut_out_signals()
+        mask = blocked_signals()
+        shut_out_signals()
     ignores_children = signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN
     if ignores_children:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -254,8 +254,13 @@ class Scheduler:
         load = job.unit_ns * count or UNKNOWN_LOAD
         packet = Packet(ident, job, slot, first, count, size, load, cargo.definitions, cargo.needs)
         state = SLOT_TRANSITIONS[slot.state][SlotEvent.ASSIGN]
-        if not slot.packets and state is SlotState.BUSY:
-            self._watch(packet, now)
+        if state is SlotState.BUSY:
+            for head in slot.packets.values():
+                if not head.look_at:
+                    head.look_at = now + LATE  # from now on it may keep something waiting
+                break
+            else:
+                self._watch(packet, now, alone=True)
         stop = first + count
         budget = None if slot.budget is None else slot.budget - count
         if job.returned:
@@ -282,11 +287,11 @@ class Scheduler:
             self.waiting[job.ident] = job  # at the end: the others' turn first
         outbox += (entry,)
 
-    def _watch(self, packet: Packet, now: int) -> None:
-        """Sets when a packet that begins now is late."""
+    def _watch(self, packet: Packet, now: int, *, alone: bool) -> None:
+        """Sets when a packet that begins now is late. A single unit with nothing behind it keeps nothing waiting."""
         packet.since = now
         packet.patience = LATE
-        packet.look_at = now + 2 * packet.load + LATE
+        packet.look_at = 0 if alone and packet.count == 1 else now + 2 * packet.load + LATE
 
     # -- what slots answer -----------------------------------------------------------------------------------
 
@@ -358,7 +363,7 @@ class Scheduler:
         if not drained:
             heads = iter(slot.packets.values())
             if next(heads) is packet:
-                self._watch(next(heads), now)
+                self._watch(next(heads), now, alone=len(slot.packets) == 2)
         # commit
         packet.state = packet_state
         del self.packets[packet.ident]
@@ -422,7 +427,7 @@ class Scheduler:
         """The slot's worker has run the initializer and takes packets."""
         state = SLOT_TRANSITIONS[slot.state][SlotEvent.UP]
         for head in slot.packets.values():
-            self._watch(head, now)
+            self._watch(head, now, alone=len(slot.packets) == 1)
             if state is SlotState.IDLE:
                 state = SLOT_TRANSITIONS[state][SlotEvent.ASSIGN]
             break
@@ -540,8 +545,8 @@ class Scheduler:
         actions: tuple[tuple[Any, ...], ...] = ()
         if head.count - head.done > 1:
             actions = ((Action.LOOK, slot.ident, head.ident, cut or stuck),)
-        elif stuck:
-            look_at = 0  # nothing more to gain: there is nothing to cut, and no more is queued behind such a load
+        elif stuck or len(slot.packets) == 1:
+            look_at = 0  # nothing to gain: there is nothing to cut, and behind such a load nothing more is queued
         recall = stuck and len(slot.packets) > 1 and not slot.recalled
         if recall:
             actions += ((Action.RECALL, slot.ident),)

@@ -255,19 +255,27 @@ class Surroundings:
             let_in_signals(self.mask)
 
 
-def shut_out_signals() -> Collection[int]:
-    """Block every signal in the calling thread and return the mask there was.
+def blocked_signals() -> Collection[int]:
+    """Return the signals that the calling thread has blocked.
+
+    Asked before `shut_out_signals`, which may raise what a handler raises when it has done its work.
+    """
+    mask: Collection[int] = _signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    return mask
+
+
+def shut_out_signals() -> None:
+    """Block every signal in the calling thread.
 
     A process forked then runs no handler that it inherited before it could help it, and what is
     sent to it stays pending: it is not cut off from signals by changing dispositions that its
     own forks are to inherit.
     """
-    mask: Collection[int] = _signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    return mask
+    _signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 
 def let_in_signals(mask: Collection[int]) -> None:
-    """Set the mask that `shut_out_signals` returned."""
+    """Set the mask that `blocked_signals` returned."""
     _signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 

@@ -253,6 +253,9 @@ class Seen:
     def __init__(self, item: Any) -> None:
         self.seen = observe(item)
 
+    def __repr__(self) -> str:
+        return f"Seen({self.seen!r})"
+
 
 def _closure() -> Callable[[Any], Any]:
     inner = observe
@@ -267,6 +270,9 @@ def _local_class() -> Callable[[Any], Any]:
     class Local:
         def __init__(self, item: Any) -> None:
             self.seen = observe(item)
+
+        def __repr__(self) -> str:
+            return f"Seen({self.seen!r})"
 
     return Local
 

@@ -59,7 +59,9 @@ STOREYS = {
         doors="engines",
     ),
     "dispatch": Storey("_dispatch", "errors words pickling scheduler jobs engines"),
-    "faces": Storey("pool results executor joblib _context _install __main__ __init__", "errors dispatch"),
+    "faces": Storey("pool results executor joblib _context _install __init__", "errors dispatch"),
+    # What is asked from a shell is answered from where it is known.
+    "shell": Storey("__main__", "errors words framing scheduler faces"),
 }
 
 # Beyond the storeys: what single modules promise.

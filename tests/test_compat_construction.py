@@ -380,10 +380,11 @@ def test_without_a_context_the_start_method_is_the_default(
 def test_an_explicit_context_is_honoured(start_method: str) -> None:
     """A context given to the constructor decides, and so does `get_context()`."""
     context = multiprocessing.get_context(start_method)
-    for make in (
+    ways: list[Callable[[], Any]] = [
         lambda: pairpool.Pool(1, context=context),
         lambda: pairpool.get_context(start_method).Pool(1),
-    ):
+    ]
+    for make in ways:
         with make() as pool:
             assert pool.apply(worker_name).startswith(PREFIXES[start_method])
         pool.join()

@@ -1,4 +1,4 @@
-"""Workers: what they inherit, their names, how they come and go (compat.md, H4 to H8, H14, H18 to H22, H27)."""
+"""Workers: what they inherit, their names, how they come and go (compat.md: H4-H8, H14, H18-H22, H27)."""
 
 from __future__ import annotations
 

@@ -107,7 +107,8 @@ class TestForks:
         number = owner.fileno()
         _descriptors.register(owner)
 
-        del owner
+        with pytest.warns(ResourceWarning):
+            del owner
 
         assert not is_open(number)
         assert before == len(_descriptors._owners)
@@ -206,9 +207,11 @@ class TestDescriptor:
         assert repr(owner) == "<Descriptor closed>"
         os.close(again)
 
-    def test_is_given_away(self) -> None:
-        """What is detached is closed by it no more."""
-        number = Descriptor(os.open(os.devnull, os.O_RDONLY)).detach()
+    def test_is_opened_in_one_step(self) -> None:
+        """It can open what it owns, and opens nothing where that fails."""
+        owner = Descriptor.of(os.open, os.devnull, os.O_RDONLY)
+        assert is_open(owner.fileno())
+        owner.close()
 
-        assert is_open(number)
-        os.close(number)
+        with pytest.raises(FileNotFoundError):
+            Descriptor.of(os.open, "/no such file", os.O_RDONLY)

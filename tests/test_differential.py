@@ -140,8 +140,8 @@ DIFFERENCES = {
         covers=lambda cell: (
             cell.fault == "result that does not pickle"
             and cell.face in MAPS
-            and cell.chunksize in (None, 1)
-            and cell.callable not in STATEFUL + ("builtin",)
+            and (cell.chunksize == 1 or (cell.chunksize is None and cell.callable not in STATEFUL))
+            and cell.callable != "builtin"
         ),
         accepts=_naming_the_item,
         example=Cell("map", 1, "function", "ints", "result that does not pickle"),

@@ -492,16 +492,22 @@ def test_an_idle_pool_needs_no_timer() -> None:
 
 
 def test_one_long_unit_soon_needs_no_timer() -> None:
-    """A single unit, with nothing behind it, is not looked at for as long as it runs."""
+    """A single unit with nothing behind it needs no timer; with something behind it, only until that is recalled."""
     bench = Bench(1)
     bench.job(1, 1)
-    bench.send()
+    (running,) = bench.send()
+    assert bench.scheduler.deadline() is None
+    bench.job(2, 1)
+    (queued,) = bench.send()
     looks = 0
     while (look_at := bench.scheduler.deadline()) is not None:
         bench.scheduler.late(look_at)
         looks += 1
     assert looks < 8
-    assert bench.taken() == []
+    assert bench.taken() == [(Action.RECALL, 0)]
+    bench.scheduler.came_back(queued, PacketEvent.RECALL, bench.now, None)
+    assert bench.send() == []
+    assert bench.scheduler.deadline() is None
 
 
 def test_a_refused_packet_is_sent_again() -> None:

@@ -127,7 +127,13 @@ class TestInheritance:
     def test_synchronization_in_initargs(self, make_nest: MakeNest, start_method: str) -> None:
         """Locks, events, values and queues travel in initargs, also to later workers, with every method."""
         context: Any = multiprocessing.get_context(start_method)
-        parts = (context.Lock(), context.Event(), context.Value("i", 0), context.SimpleQueue(), context.Queue())
+        parts = (
+            context.Lock(),
+            context.Event(),
+            context.Value("i", 0),
+            context.SimpleQueue(),
+            context.Queue(),
+        )
         nest = make_nest(start_method, remember, parts)
         lock, event, value, simple, queue = parts
         del parts
@@ -304,7 +310,9 @@ class TestStandardStreams:
         """Text in a buffer of the caller's is not printed again by zygote or worker; a worker's own is."""
         program = Path(__file__).parent / "programs" / "zygote_prints.py"
 
-        done = subprocess.run([sys.executable, program, start_method], stdout=subprocess.PIPE, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, program, start_method], stdout=subprocess.PIPE, text=True, check=True
+        )
 
         assert done.stdout.split() == ["caller", "worker"]
 

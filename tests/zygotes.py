@@ -95,7 +95,10 @@ class Nest:
     """A zygote, what it has said, and all that has to be closed in the end."""
 
     def __init__(
-        self, method: str = "fork", initializer: Callable[..., object] | None = None, initargs: tuple[Any, ...] = ()
+        self,
+        method: str = "fork",
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
     ) -> None:
         setup = WorkerSetup(initializer, initargs, serve)
         self.zygote = Zygote.start(multiprocessing.get_context(method), setup)
@@ -207,7 +210,9 @@ def who_am_i() -> dict[str, Any]:
     assert parent is not None
     return {
         "class": type(current).__name__,
-        "stdlib class": [cls.__name__ for cls in type(current).__mro__ if cls.__module__ == context.__name__][0],
+        "stdlib class": [cls.__name__ for cls in type(current).__mro__ if cls.__module__ == context.__name__][
+            0
+        ],
         "name": current.name,
         "identity": current._identity,  # type: ignore[attr-defined]
         "daemon": current.daemon,

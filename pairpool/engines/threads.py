@@ -2,7 +2,8 @@
 
 A slot's thread takes packets from a `SimpleQueue`, in order, runs them with the runner that worker processes use, and
 drains the dispatcher itself after each answer. A packet in the queue is taken by exactly one `get`: the thread's, or
-the dispatcher's in a recall. A unit is claimed by exactly one `popleft` or `pop` of a deque, each atomic.
+the dispatcher's in a recall. A unit is claimed by exactly one `popleft` or `pop` of a deque, each atomic. A None in the
+queue only wakes the thread, which then sees whether it is to stop: none is ever missed, and one more does no harm.
 What may block: a slot's thread in its queue and in the user's code.
 """
 
@@ -12,6 +13,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import repeat
+from operator import itemgetter
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -25,34 +28,47 @@ if TYPE_CHECKING:
     from pairpool._jobs import Body, Encoder
     from pairpool._waiting import Settable
 
+_NEVER = object()  # is in no queue
+
+
+class Claims:
+    """The units of one packet: each is claimed once, from the left by who runs it, from the right by the dispatcher."""
+
+    def __init__(self, packet: int, count: int) -> None:
+        self.packet = packet
+        self.count = count
+        self.units = deque(range(count))
+        self.taken_back: deque[int] = deque()
+
+    @property
+    def begun(self) -> int:
+        """Units that were claimed to run."""
+        return self.count - len(self.units) - len(self.taken_back)
+
+    def take_tail(self) -> int:
+        """Claims back what is left; returns how many units run. Interrupted and done again it says the same."""
+        try:
+            # commit: each unit is taken and noted in one step
+            self.taken_back += iter(self.units.pop, None)
+        except IndexError:
+            pass
+        return min(self.taken_back, default=self.count)
+
 
 class ThreadPage:
     """Claims of the packet that a thread runs."""
 
     def __init__(self) -> None:
-        self._units: deque[int] = deque()
-        self._packet = 0
+        self.claims = Claims(0, 0)
 
     def begin(self, packet: int, count: int) -> None:
-        self._packet = packet
-        self._units = deque(range(count))
+        self.claims = Claims(packet, count)
 
     def claim(self) -> int:
         try:
-            return self._units.popleft()
+            return self.claims.units.popleft()
         except IndexError:
             return -1
-
-    def take_tail(self, packet: int, count: int) -> int:
-        """Claims back what is left of `packet`; returns how many of its units the thread keeps."""
-        units = self._units
-        kept = count
-        while packet == self._packet:
-            try:
-                kept = units.pop()
-            except IndexError:
-                break
-        return kept
 
     def running(self) -> None: ...
     def done(self) -> None: ...
@@ -65,6 +81,7 @@ class _Slot:
         self.ident = ident
         self.queue: SimpleQueue[tuple[int, Sequence[Any]] | None] = SimpleQueue()
         self.page = ThreadPage()
+        self.stopping = False  # it ends with the next None in its queue
         self.runs = True  # the user's code, or is about to: False only while it waits for a packet
         self._engine = engine
         self._runner = Runner(ObjectCodec(), self.page, None, self._send)
@@ -113,8 +130,10 @@ class _Slot:
 
     def _next_packet(self) -> tuple[int, Sequence[Any]] | None:
         self.runs = False
-        packet = self.queue.get()
-        self.runs = packet is not None
+        while (packet := self.queue.get()) is None:
+            if self.stopping:
+                return None
+        self.runs = True
         return packet
 
 
@@ -127,7 +146,7 @@ class ThreadEngine:
 
     def __init__(self) -> None:
         self.encoder: Encoder = ObjectEncoder()
-        self.outbox: deque[tuple[_Slot, int, Sequence[Any]]] = deque()
+        self.outbox: deque[tuple[int, int, Sequence[Any]]] = deque()
         self.plan = WorkerPlan()
         self._slots: dict[int, _Slot] = {}
         self._started = 0
@@ -155,38 +174,47 @@ class ThreadEngine:
             opened.thread.start()
 
     def entry(self, slot: int, packet: int, body: Body) -> tuple[Any, int]:
-        return (self._slots[slot], packet, body.buffers), 0
+        return (slot, packet, body.buffers), 0
 
     def flush(self) -> None:
         outbox = self.outbox
         while outbox:
             slot, packet, buffers = outbox[0]
-            sent = map(slot.queue.put, ((packet, buffers),))
+            at = self._slots.get(slot)
+            # To a slot that has ended nothing is sent: the word of its end is on its way, and this is among what it held.
+            sent = map(at.queue.put, ((packet, buffers),)) if at is not None else ()
             # commit: sent and removed in one step
             _sent = [*sent]
             del outbox[0]
 
     def recall(self, slot: int) -> None:
         at = self._slots.get(slot)
-        while at is not None:
-            try:
-                packet = at.queue.get_nowait()
-            except Empty:
-                return
-            if packet is None:
-                at.queue.put(None)  # the word to stop, which no recall takes back; nothing is sent after it
-                return
-            self.handlers.events.append((self.handlers.on_came_back, packet[0]))
+        if at is None:
+            return
+        packets = filter(None, iter(at.queue.get_nowait, _NEVER))
+        came_back = zip(repeat(self.handlers.on_came_back), map(itemgetter(0), packets), strict=False)
+        try:
+            # commit: each packet is taken and recorded in one step
+            self.handlers.events += came_back
+        except Empty:
+            pass
+        at.queue.put(None)  # it may have been waiting for one that was taken here
 
     def look(self, slot: int, packet: int, count: int, cut: bool) -> None:
         at = self._slots.get(slot)
         if cut and at is not None:
-            kept = at.page.take_tail(packet, count)
-            self.handlers.events.append((self.handlers.on_cut, (packet, kept)))
+            claims = at.page.claims
+            if claims.packet == packet:
+                self.handlers.events.append((self._on_look, claims))
+
+    def _on_look(self, claims: Claims) -> None:
+        """Takes a tail back; as all handlers do it removes its event."""
+        self.handlers.on_cut((claims.packet, claims.take_tail()))
 
     def stop(self, slot: int) -> None:
         at = self._slots.get(slot)
         if at is not None:
+            at.stopping = True
             at.queue.put(None)
 
     def shut(self, *, kill: bool) -> None:
@@ -197,8 +225,8 @@ class ThreadEngine:
         self._shut = True
         self._abandons = kill
         for slot in list(self._slots.values()):
+            slot.stopping = True
             self.recall(slot.ident)
-            slot.queue.put(None)
         self._finish_when_left()
 
     def left(self, slot: _Slot) -> None:

@@ -78,10 +78,12 @@ def make_workers(zygote: Zygote) -> None:
         while slot not in zygote._slots:
             interrupted(lambda slot=slot, number=number: zygote.spawn(slot, number, ()), 100e-6)  # type: ignore[misc]
         interrupted(listen, 100e-6)
+    missed = True
     while sum(isinstance(reply, Exited) for reply in said) < WORKERS:
-        # After an interrupt there may be more to send and to return without anything to come.
-        if not interrupted(listen, 100e-6) and not zygote.pending:
+        # After an interrupt there may be more to send and to return though nothing comes.
+        if not missed and not zygote.pending:
             select.select([zygote.channel], [], [])
+        missed = interrupted(listen, 100e-6)
     for kind in (Spawned, Exited):
         assert sorted(reply.slot for reply in said if isinstance(reply, kind)) == list(range(WORKERS))
     for reply in said:
@@ -104,6 +106,7 @@ def main(method: str) -> None:
     while zygote.pidfd >= 0:
         interrupted(zygote.close, 500e-6)
     assert before == held()
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
     print(interrupts)
 
 
