@@ -11,8 +11,10 @@ Nothing is left of a start that fails: closing the dead-man pipe kills whatever 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Callable, Collection
+from contextlib import ExitStack, closing
 from itertools import starmap
 from multiprocessing import util
 from multiprocessing.context import ForkServerProcess, SpawnProcess
@@ -39,10 +41,12 @@ class Birth:
         self.caller = caller
         self.setup = setup
         self.pids: list[int] = []  # of the zygote, once there is one
-        self.deadman = Deadman()
-        self.parent_pidfd = Descriptor.of(os.pidfd_open, caller.pid)
-        self.parent_end, self.zygote_end = _orders.socketpair()
-        _descriptors.register(self.deadman, self.parent_pidfd, self.parent_end, self.zygote_end)
+        with ExitStack() as undo:
+            self.deadman = undo.enter_context(closing(Deadman()))
+            self.parent_pidfd = undo.enter_context(closing(Descriptor.of(os.pidfd_open, caller.pid)))
+            self.parent_end, self.zygote_end = map(undo.enter_context, _orders.socketpair())
+            _descriptors.register(self.deadman, self.parent_pidfd, self.parent_end, self.zygote_end)
+            undo.pop_all()
 
     def start(self) -> None:
         """Start the zygote."""
@@ -63,11 +67,12 @@ class Birth:
         self.deadman.close()  # kills the zygote, if there is one
         if hasattr(self, "pidfd"):
             self.pidfd.close()
-        for pid in self.pids:
+        if self.pids and self.caller.method != "forkserver":  # else it is another's to reap
             try:
-                os.waitpid(pid, 0)
-            except ChildProcessError:
-                pass  # the child of a forkserver
+                os.kill(self.pids[0], signal.SIGKILL)  # one that is still starting is not bound
+                os.waitpid(self.pids[0], 0)
+            except (ProcessLookupError, ChildProcessError):
+                pass  # a wait() of the user's has reaped it
 
 
 def _start_by_fork(birth: Birth) -> None:
@@ -111,9 +116,7 @@ class _ZygoteProcess(UncountedProcess):
         super().__init__("PairpoolZygote", (), caller.config, caller.pid, caller.name)
         self._caller = caller
         self._setup = birth.setup
-        self._handed = Handed(
-            (birth.zygote_end.fileno(), birth.deadman.worker_end, birth.parent_pidfd.fileno())
-        )
+        self._handed = Handed((birth.zygote_end.fileno(), birth.deadman.worker_end, birth.parent_pidfd.fileno()))
 
     def run(self) -> None:
         """Be the zygote."""

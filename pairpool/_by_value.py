@@ -100,9 +100,7 @@ CLASS_MAKERS: Final = {
     cloudpickle._make_skeleton_class: 4,
     cloudpickle._make_skeleton_enum: 5,
 }
-_SPECIAL: Final = (
-    frozenset((type(None), type(NotImplemented), type(...))) | cloudpickle._BUILTIN_TYPE_NAMES.keys()
-)
+_SPECIAL: Final = frozenset((type(None), type(NotImplemented), type(...))) | cloudpickle._BUILTIN_TYPE_NAMES.keys()
 
 
 def is_importable(definition: Definition) -> bool:
@@ -293,9 +291,7 @@ class SendingPickler(DefinitionPickler):
             return True
         if not self._ledger.pending((need,)):
             return False
-        if self._attempt is Attempt.FALLBACK or (
-            self._attempt is Attempt.CAUTIOUS and self._can_pickle(value)
-        ):
+        if self._attempt is Attempt.FALLBACK or (self._attempt is Attempt.CAUTIOUS and self._can_pickle(value)):
             return True
         self.needs[need] = None
         return False

@@ -338,9 +338,7 @@ def _travels_apart(function: Any) -> bool:
 def _kind(function: Any, payload: Payload, pickler: SendingPickler | None) -> DefinitionKind:
     if payload.data.endswith(_GLOBAL_END):
         return DefinitionKind.NAMED
-    is_method_of_class = type(function) in (MethodType, BuiltinFunctionType) and isinstance(
-        function.__self__, type
-    )
+    is_method_of_class = type(function) in (MethodType, BuiltinFunctionType) and isinstance(function.__self__, type)
     if is_method_of_class or isinstance(function, _METHODS_OF_TYPES):
         goes_by_name = pickler is None or not (pickler.functions or pickler.classes)
         return DefinitionKind.NAMED if goes_by_name else DefinitionKind.BY_VALUE

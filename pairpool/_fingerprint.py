@@ -233,9 +233,7 @@ def likeness(definition: Definition) -> Likeness:
     """Remember what a definition is like now."""
     if isinstance(definition, FunctionType) and definition.__closure__ is None:
         return _FunctionLikeness(definition)
-    if isinstance(definition, ModuleType) or not (
-        in_main(definition) or isinstance(definition, FunctionType)
-    ):
+    if isinstance(definition, ModuleType) or not (in_main(definition) or isinstance(definition, FunctionType)):
         return _LikenessOfParts(definition, _nothing)
     if isinstance(definition, type) and len(methods_of(definition)) == len(functions_of(definition)):
         return _LikenessOfParts(definition, methods_of)
@@ -269,9 +267,7 @@ class _LikenessOfParts:
 
     __slots__ = ("_likenesses", "_list_parts", "_reference")
 
-    def __init__(
-        self, definition: Definition, list_parts: Callable[[Definition], list[FunctionType]]
-    ) -> None:
+    def __init__(self, definition: Definition, list_parts: Callable[[Definition], list[FunctionType]]) -> None:
         self._reference = weak_reference(definition)
         self._list_parts = list_parts
         self._likenesses = list(map(_FunctionLikeness, list_parts(definition)))

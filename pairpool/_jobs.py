@@ -154,9 +154,7 @@ class CallJob:
                 break
             payloads.append(payload)
         table = struct.pack(f"<{len(names)}Q", *names)
-        return pack_body(
-            self._encoder, Mode.CALLS, Flag.VISIBLE, 0, 0, first, definitions.values(), [table], payloads
-        )
+        return pack_body(self._encoder, Mode.CALLS, Flag.VISIBLE, 0, 0, first, definitions.values(), [table], payloads)
 
     def digest(self) -> None:
         """Hands the recorded outcomes to their sinks."""

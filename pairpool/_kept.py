@@ -105,9 +105,7 @@ def guard_value(ledger: Ledger, pickler: SendingPickler, *, class_: bool = False
     """
     functions = pickler.functions
     if class_:
-        functions = [
-            function for function in functions if home_of(function.__globals__) in (None, "__main__")
-        ]
+        functions = [function for function in functions if home_of(function.__globals__) in (None, "__main__")]
     has_state = not (
         all(map(_is_plain, functions))
         and all(map(_has_constant_attributes, pickler.classes))
@@ -124,9 +122,7 @@ class _FunctionMakings:
     def __init__(self, function: FunctionType) -> None:
         self._reference = weakref.ref(function)
         self._likeness = likeness(function)
-        self._closed_over = [
-            weakref.ref(value) if is_definition(value) else value for value in cell_contents(function)
-        ]
+        self._closed_over = [weakref.ref(value) if is_definition(value) else value for value in cell_contents(function)]
 
     def holds(self) -> bool:
         function = self._reference()
@@ -223,9 +219,7 @@ class KeptDefinitions(Generic[T]):
         # By now the id may be that of another object.
         return kept if reference() is function and guard.holds_for(function) else None
 
-    def keep(
-        self, function: Callable[..., Any], made: T, pickler: SendingPickler | None, *, by_name: bool
-    ) -> None:
+    def keep(self, function: Callable[..., Any], made: T, pickler: SendingPickler | None, *, by_name: bool) -> None:
         """Keep what was made of a callable for as long as it lives, if there is a way to guard it."""
         guard = self._guard(function, pickler, by_name)
         if guard is None:

@@ -52,7 +52,6 @@ What may block
 
 from __future__ import annotations
 
-import gc
 import os
 import select
 import signal
@@ -74,9 +73,6 @@ from pairpool._surroundings import (
     WorkerProcess,
     WorkerSetup,
     become,
-    blocked_signals,
-    defuse_signals,
-    shut_out_signals,
 )
 from pairpool.errors import FramingError, PairpoolError
 
@@ -109,7 +105,7 @@ def run(
             # The pipe says that the caller lives, so its pid is of another namespace than ours.
             raise PairpoolError("a pool cannot be made by a process that unshared its pid namespace")
         setup.resolve_entry()
-        surroundings = _settle(caller.method, mask)
+        surroundings = Surroundings.set_aside(caller.method, mask)
         Nursery(caller, setup, surroundings, channel, parent_pidfd).serve()
         code = 0
     except BaseException:
@@ -119,28 +115,6 @@ def run(
         # Never a return into frames or finalizers of the caller's that the fork copied. Nor is
         # stdout flushed: what is in its buffer is the caller's to write.
         os._exit(code)
-
-
-def _settle(method: str, mask: Collection[int] | None) -> Surroundings:
-    """Make the calling process a quiet one; return what its workers are to have instead."""
-    signal.set_wakeup_fd(-1)  # it may be a socket of the caller's event loop
-    if method == "spawn":
-        defuse_signals()
-    elif mask is None:
-        mask = blocked_signals()
-        shut_out_signals()
-    ignores_children = signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN
-    if ignores_children:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    collects_garbage = gc.isenabled()
-    if method != "spawn":
-        # No collection here: it could run finalizers of the user's. And what was inherited is put
-        # out of the collector's reach for good, so that the first full collection in each worker
-        # does not write to, and thereby copy, every page of it. The price: cycles of inherited
-        # objects that become garbage in a worker are not collected there.
-        gc.disable()
-        gc.freeze()
-    return Surroundings(collects_garbage, ignores_children, mask)
 
 
 class Worker:
@@ -206,12 +180,7 @@ class Nursery:
     """The zygote's loop, and its table of workers."""
 
     def __init__(
-        self,
-        caller: Caller,
-        setup: WorkerSetup,
-        surroundings: Surroundings,
-        channel: socket.socket,
-        parent_pidfd: int,
+        self, caller: Caller, setup: WorkerSetup, surroundings: Surroundings, channel: socket.socket, parent_pidfd: int
     ) -> None:
         self._caller = caller
         self._setup = setup
@@ -293,10 +262,8 @@ class Nursery:
         match order.kind:
             case Kind.SPAWN:
                 self._on_spawn(order)
-            case Kind.SIGNAL:
+            case Kind.SIGNAL | Kind.SIGNAL_GROUP:
                 self._on_signal(order)
-            case Kind.SIGNAL_GROUP:
-                self._on_signal_group(order)
             case Kind.STOP:
                 self._stop(order.seconds)
 
@@ -311,11 +278,12 @@ class Nursery:
         self._stop(0.0)
 
     def _on_signal(self, order: Message) -> None:
-        if worker := self._workers.get(order.number):
+        worker = self._workers.get(order.number)
+        if worker is None:
+            return  # it has ended
+        if order.kind is Kind.SIGNAL:
             worker.send_signal(order.value)
-
-    def _on_signal_group(self, order: Message) -> None:
-        if worker := self._workers.get(order.number):
+        else:
             worker.dooms_group |= order.value in (signal.SIGTERM, signal.SIGKILL)
             worker.send_signal_to_group(order.value)
 

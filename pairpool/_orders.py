@@ -141,14 +141,10 @@ def _parse(data: bytes, flags: int, descriptors: tuple[int, ...], uid: int) -> M
     if kind not in _DESCRIPTORS:
         raise FramingError(f"message to or from the zygote is of unknown kind {kind}")
     if len(data) != _HEADER.size + length:
-        raise FramingError(
-            f"message to or from the zygote has {len(data)} bytes instead of {_HEADER.size + length}"
-        )
+        raise FramingError(f"message to or from the zygote has {len(data)} bytes instead of {_HEADER.size + length}")
     whole = not flags & socket.MSG_CTRUNC
     if count not in _DESCRIPTORS[kind] or (whole and len(descriptors) != count):
-        raise FramingError(
-            f"message to or from the zygote came with {len(descriptors)} descriptors, announced {count}"
-        )
+        raise FramingError(f"message to or from the zygote came with {len(descriptors)} descriptors, announced {count}")
     text = data[_HEADER.size :].decode("utf-8", "replace")
     return Message(Kind(kind), number, value, seconds, text, descriptors, whole, uid)
 

@@ -199,12 +199,8 @@ class _Bare:
 
     def __reduce__(self) -> tuple[Any, ...]:
         error = self._error
-        arguments = (
-            (error.message, list(error.exceptions)) if isinstance(error, BaseExceptionGroup) else error.args
-        )
-        fields = {
-            name: value for name in _OS_ERROR_FIELDS if (value := getattr(error, name, None)) is not None
-        }
+        arguments = (error.message, list(error.exceptions)) if isinstance(error, BaseExceptionGroup) else error.args
+        fields = {name: value for name in _OS_ERROR_FIELDS if (value := getattr(error, name, None)) is not None}
         return make_bare, (type(error), arguments, vars(error), fields if isinstance(error, OSError) else {})
 
 
@@ -226,12 +222,8 @@ def _init_takes_other_arguments(cls: type[BaseException]) -> bool:
 
     It may refuse them, or make something else of them without a word.
     """
-    own = [
-        getattr(cls, name, None) for name in ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
-    ]
-    return isinstance(cls.__init__, FunctionType) and not any(
-        isinstance(method, FunctionType) for method in own
-    )
+    own = [getattr(cls, name, None) for name in ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")]
+    return isinstance(cls.__init__, FunctionType) and not any(isinstance(method, FunctionType) for method in own)
 
 
 def members_of(error: BaseException) -> tuple[BaseException, ...]:
@@ -403,9 +395,7 @@ def _code_of(frame: RemoteFrame) -> CodeType:
         "lineno": frame.line,
         "end_lineno": max(frame.line, frame.end_line),
         "col_offset": frame.column,
-        "end_col_offset": max(frame.end_column, frame.column)
-        if frame.end_line <= frame.line
-        else frame.end_column,
+        "end_col_offset": max(frame.end_column, frame.column) if frame.end_line <= frame.line else frame.end_column,
     }
     name = ast.Name("no such name", ast.Load(), **place)
     module = ast.Module([ast.Expr(name, **place)], [])

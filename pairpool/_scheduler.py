@@ -493,7 +493,8 @@ class Scheduler:
             return False
         queued = [slot for slot in self.slots.values() if len(slot.packets) > 1 and not slot.recalled]
         queued += [
-            slot for slot in self.slots.values()
+            slot
+            for slot in self.slots.values()
             if slot.state is SlotState.STARTING and slot.packets and not slot.recalled
         ]
         if not queued:

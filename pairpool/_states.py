@@ -48,37 +48,39 @@ def _strict(table: dict[State, dict[Event, State]]) -> dict[State, Moves[Event, 
     return {state: Moves(state, moves) for state, moves in table.items()}
 
 
-SLOT_TRANSITIONS = _strict({
-    SlotState.ASKED: {
-        SlotEvent.OPEN: SlotState.STARTING,
-        SlotEvent.RETIRE: SlotState.RETIRING,
-        SlotEvent.DOWN: SlotState.GONE,
-    },
-    SlotState.STARTING: {
-        SlotEvent.UP: SlotState.IDLE,  # BUSY where packets were queued meanwhile: see Scheduler.up
-        SlotEvent.ASSIGN: SlotState.STARTING,
-        SlotEvent.DRAIN: SlotState.STARTING,
-        SlotEvent.RETIRE: SlotState.RETIRING,
-        SlotEvent.DOWN: SlotState.GONE,
-    },
-    SlotState.IDLE: {
-        SlotEvent.ASSIGN: SlotState.BUSY,
-        SlotEvent.RETIRE: SlotState.RETIRING,
-        SlotEvent.DOWN: SlotState.GONE,
-    },
-    SlotState.BUSY: {
-        SlotEvent.ASSIGN: SlotState.BUSY,
-        SlotEvent.DRAIN: SlotState.IDLE,
-        SlotEvent.RETIRE: SlotState.RETIRING,
-    },
-    SlotState.RETIRING: {
-        SlotEvent.OPEN: SlotState.RETIRING,
-        SlotEvent.UP: SlotState.RETIRING,
-        SlotEvent.DRAIN: SlotState.RETIRING,
-        SlotEvent.DOWN: SlotState.GONE,
-    },
-    SlotState.GONE: {},
-})
+SLOT_TRANSITIONS = _strict(
+    {
+        SlotState.ASKED: {
+            SlotEvent.OPEN: SlotState.STARTING,
+            SlotEvent.RETIRE: SlotState.RETIRING,
+            SlotEvent.DOWN: SlotState.GONE,
+        },
+        SlotState.STARTING: {
+            SlotEvent.UP: SlotState.IDLE,  # BUSY where packets were queued meanwhile: see Scheduler.up
+            SlotEvent.ASSIGN: SlotState.STARTING,
+            SlotEvent.DRAIN: SlotState.STARTING,
+            SlotEvent.RETIRE: SlotState.RETIRING,
+            SlotEvent.DOWN: SlotState.GONE,
+        },
+        SlotState.IDLE: {
+            SlotEvent.ASSIGN: SlotState.BUSY,
+            SlotEvent.RETIRE: SlotState.RETIRING,
+            SlotEvent.DOWN: SlotState.GONE,
+        },
+        SlotState.BUSY: {
+            SlotEvent.ASSIGN: SlotState.BUSY,
+            SlotEvent.DRAIN: SlotState.IDLE,
+            SlotEvent.RETIRE: SlotState.RETIRING,
+        },
+        SlotState.RETIRING: {
+            SlotEvent.OPEN: SlotState.RETIRING,
+            SlotEvent.UP: SlotState.RETIRING,
+            SlotEvent.DRAIN: SlotState.RETIRING,
+            SlotEvent.DOWN: SlotState.GONE,
+        },
+        SlotState.GONE: {},
+    }
+)
 
 
 class PacketState(StrEnum):
@@ -97,19 +99,21 @@ class PacketEvent(StrEnum):
     DOWN = "down"  # its slot's worker ended
 
 
-PACKET_TRANSITIONS = _strict({
-    PacketState.IN_FLIGHT: {
-        PacketEvent.RESULT: PacketState.IN_FLIGHT,
-        PacketEvent.FINISH: PacketState.SETTLED,
-        PacketEvent.CUT: PacketState.IN_FLIGHT,
-        PacketEvent.RECALL: PacketState.RETURNED,
-        PacketEvent.REFUSE: PacketState.RETURNED,
-        PacketEvent.DOWN: PacketState.LOST,
-    },
-    PacketState.SETTLED: {},
-    PacketState.RETURNED: {},
-    PacketState.LOST: {},
-})
+PACKET_TRANSITIONS = _strict(
+    {
+        PacketState.IN_FLIGHT: {
+            PacketEvent.RESULT: PacketState.IN_FLIGHT,
+            PacketEvent.FINISH: PacketState.SETTLED,
+            PacketEvent.CUT: PacketState.IN_FLIGHT,
+            PacketEvent.RECALL: PacketState.RETURNED,
+            PacketEvent.REFUSE: PacketState.RETURNED,
+            PacketEvent.DOWN: PacketState.LOST,
+        },
+        PacketState.SETTLED: {},
+        PacketState.RETURNED: {},
+        PacketState.LOST: {},
+    }
+)
 
 
 Range = tuple[int, int]

@@ -332,15 +332,15 @@ class Zygote:
             message = None
             self._signal_zygote(signal.SIGKILL)  # whatever it is, it does not do its work
         worker = self._workers.get(message.number) if message else None
-        if message is None or worker is None:
+        if message and worker and message.kind is Kind.SPAWNED:
+            self._take_spawned(message, worker)
+        elif message and worker and message.kind is Kind.EXITED:
+            self._take_end(worker, Exited(worker.slot, message.value))
+        elif message and worker and message.kind is Kind.SPAWN_FAILED:
+            self._take_end(worker, SpawnFailed(worker.slot, message.text))
+        else:
             del self._arrivals[0]
             _orders.discard(envelope)
-        elif message.kind is Kind.SPAWNED:
-            self._take_spawned(message, worker)
-        elif message.kind is Kind.EXITED:
-            self._take_end(worker, Exited(worker.slot, message.value))
-        elif message.kind is Kind.SPAWN_FAILED:
-            self._take_end(worker, SpawnFailed(worker.slot, message.text))
 
     def _take_spawned(self, message: Message, worker: _Worker) -> None:
         if message.whole:
@@ -382,5 +382,8 @@ def _in_words(exitcode: int | None) -> str:
     if exitcode is None:
         return ""
     if exitcode < 0:
-        return f", killed by {signal.Signals(-exitcode).name}"
+        return f", killed by {_SIGNAL_NAMES.get(-exitcode, f'signal {-exitcode}')}"
     return f" with exit code {exitcode}"
+
+
+_SIGNAL_NAMES = {int(number): number.name for number in signal.Signals}

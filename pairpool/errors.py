@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import multiprocessing
+import signal
 
 
 class PairpoolError(Exception):
@@ -46,6 +47,22 @@ class WorkerLostError(PairpoolError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+    @classmethod
+    def of(cls, pid: int | None, exitcode: int | None) -> WorkerLostError:
+        """The error of an item whose worker ended so."""
+        if exitcode is None:
+            how = "ended"
+        elif exitcode >= 0:
+            how = f"exited with status {exitcode}"
+        else:
+            try:
+                how = f"was killed by {signal.Signals(-exitcode).name}"
+            except ValueError:
+                how = f"was killed by signal {-exitcode}"
+            if exitcode == -signal.SIGKILL:
+                how += " (perhaps out of memory)"
+        return cls(f"worker process {pid} {how} while running this item", pid, exitcode)
 
 
 class InitializerError(PairpoolError):

@@ -77,7 +77,10 @@ class Pool(stdlib.Pool):
     # -- tasks -----------------------------------------------------------------------------------------------
 
     def apply(
-        self, func: Callable[..., T], args: Iterable[Any] = (), kwds: Mapping[str, Any] = {}  # noqa: B006 (stdlib's)
+        self,
+        func: Callable[..., T],
+        args: Iterable[Any] = (),
+        kwds: Mapping[str, Any] = {},  # noqa: B006 (stdlib's)
     ) -> T:
         """Calls ``func(*args, **kwds)`` in a worker and returns what it returns."""
         result: T = self.apply_async(func, args, kwds).get()

@@ -12,16 +12,17 @@ import threading
 from _thread import allocate_lock, get_ident
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pairpool._jobs import BatchJob, Record
 from pairpool._packet import OutcomeMode, Status
-from pairpool._waiting import Settable, Signal
+from pairpool._waiting import Deadline, Settable, Signal
 from pairpool.engines import Engine, Event, Outcomes, SlotEnd, WorkerPlan
 
-PATIENCE = 60.0  # seconds after which something that does not come is a failure, not a wait
+PATIENCE = 30.0  # seconds after which something that does not come is a failure, not a wait
 
 _idents = count(1)
 
@@ -58,6 +59,15 @@ class Receiver:
                 self._holder = 0
             if not self.engine.work() and not self.events:
                 return
+
+    def holding(self, action: Callable[[], None]) -> None:
+        """Do something as the dispatcher does it: with the lock held."""
+        with self._lock:
+            self._holder = get_ident()
+            try:
+                action()
+            finally:
+                self._holder = 0
 
     def _note(self, kind: str, what: Any) -> None:
         assert self._holder == get_ident(), "an engine ran a handler itself"
@@ -123,12 +133,12 @@ class Receiver:
         """Block until something is ready, as the dispatcher does."""
         if ready() or self.engine.pump(ready, watched, timeout):
             return ready()
-        signal = Signal()
+        deadline, signal = Deadline(timeout), Signal()
         watched.append(signal)
-        while not ready():
-            signal.wait(timeout)
+        while not ready() and not deadline.passed():
+            signal.wait(deadline.remaining())
         watched.remove(signal)
-        return True
+        return ready()
 
     def until(self, ready: Callable[[], bool]) -> None:
         """Digest until something is there."""
@@ -173,7 +183,7 @@ class Carrier:
         job = BatchJob(encoder, definition, sink, items=None, unit=1, chunk=1, star=True, visible=visible)
         job.prepared.update(enumerate(map(encoder.dumps, items)))
         if needs:
-            definition.payload = type(definition.payload)(definition.payload.data, needs)
+            job.definition = replace(definition, payload=replace(definition.payload, needs=needs))
         body = job.build(0, len(items), set(), self.engine.body_room)
         assert body.count == len(items)
         packet = next(_idents)
@@ -202,7 +212,8 @@ class Carrier:
     def until_down(self, slot: int) -> SlotEnd:
         """Wait until a slot has ended."""
         self.receiver.until(lambda: any(end.slot == slot for end in self.receiver.all_of("down")))
-        return next(end for end in self.receiver.all_of("down") if end.slot == slot)
+        end: SlotEnd = next(end for end in self.receiver.all_of("down") if end.slot == slot)
+        return end
 
     def shut(self, *, kill: bool = False) -> None:
         """End the engine and wait until nothing of it is left."""
@@ -236,6 +247,10 @@ class Scene:
         """Wait until a task that waits has begun, and return its number."""
         (number,) = struct.unpack("i", os.read(self._told, 4))
         return int(number)
+
+    def close_gate(self) -> None:
+        """Have tasks that wait do so again."""
+        fcntl.flock(self._gate, fcntl.LOCK_EX)
 
     def open_gate(self) -> None:
         """Let every task that waits go on."""

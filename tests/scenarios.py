@@ -9,14 +9,12 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from interruptions import Interruption, Point
-from scripted import ScriptedEngine, ScriptedWorker
-
 from pairpool import errors
 from pairpool._codec import Definition, DefinitionKind, Payload
 from pairpool._dispatch import BatchJob, Call, Dispatcher, Feeder, WorkerPlan
 from pairpool._feeder import CLOSED
 from pairpool.results import AsyncResult, Future, IMapIterator, IMapUnorderedIterator, MapResult
-
+from scripted import ScriptedEngine, ScriptedWorker
 
 Scenario: TypeAlias = "Callable[[Stage], Any]"
 
@@ -65,8 +63,8 @@ class Stage:
     def run(self) -> None:
         """Let workers go on until there is nothing to do."""
         for _ in range(1000):
-            moved = [worker.go_on() for worker in list(self.engine.by_slot.values())]
             self.enter()
+            moved = [worker.go_on() for worker in self.workers]
             if not any(moved):
                 return
         raise AssertionError("the pool never comes to rest")
@@ -78,6 +76,7 @@ class Stage:
 
     @property
     def workers(self) -> list[ScriptedWorker]:
+        """The workers, in the order in which they were asked for."""
         return list(self.engine.by_slot.values())
 
     # -- tasks ----------------------------------------------------------------------------------
@@ -91,7 +90,7 @@ class Stage:
 
     def call(self, sink: Any, *arguments: Any, **payload: Any) -> Any:
         """Submit a call."""
-        made = Payload((self.double, arguments, {}), **payload)
+        made = packed((self.double, arguments, {}), **payload)
         self.dispatcher.calls.incoming.append(Call(None, made, sink))
         self.enter()
         return sink
@@ -105,7 +104,7 @@ class Stage:
         """Submit a batch, of plain items or fed."""
         sink.job = job = BatchJob(
             self.dispatcher.encoder,
-            Definition(next(_definitions), DefinitionKind.BY_VALUE, Payload(self.double)),
+            Definition(next(_definitions), DefinitionKind.BY_VALUE, packed(self.double)),
             sink,
             items=None if fed else items,
             unit=unit,
@@ -114,7 +113,7 @@ class Stage:
             visible=not isinstance(sink, MapResult),
         )
         feeder = Feeder(self.dispatcher, job, items) if fed else None
-        self.dispatcher.events.append((self.dispatcher._on_batch, (job, feeder)))
+        self.dispatcher.events.append((self.dispatcher.on_batch, (job, feeder)))
         self.enter()
         if feeder is not None:
             for item in items:
@@ -147,6 +146,11 @@ class Stage:
 
 
 _definitions = iter(range(1 << 40, 1 << 50))
+
+
+def packed(thing: Any, **how: Any) -> Payload:
+    """Make a payload as where nothing is pickled: of the thing itself."""
+    return Payload(thing, **how)
 
 
 def outcome(result: Any) -> Any:
@@ -231,7 +235,7 @@ def stealing(stage: Stage) -> Any:
 def refusals(stage: Stage) -> Any:
     """Workers have something else under a name: the fallback runs, or there is none."""
     need = (("name", b"digest"),)
-    fallback = Payload((stage.double, (7,), {}))
+    fallback = packed((stage.double, (7,), {}))
     results = [
         stage.call(stage.result(), 1, needs=need, fallback=fallback),
         stage.call(stage.result(), 2, needs=need),

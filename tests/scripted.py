@@ -33,6 +33,8 @@ class ScriptedWorker:
 
     def go_on(self) -> bool:
         """Come up, take a packet or run a unit; return whether there was anything to do."""
+        if self._engine.by_slot.get(self.slot) is not self:
+            return False  # it has ended
         if not self._up:
             self._up = True
             self._tell(self._engine.handlers.on_up, self.slot)
@@ -80,7 +82,7 @@ class ScriptedWorker:
 
     def _send(self, mode: OutcomeMode) -> None:
         payloads: list[Any] = [payload for _, payload in self._outcomes]
-        buffers = [payloads]
+        buffers: list[Any] = [payloads]
         if mode == OutcomeMode.SEPARATE:
             buffers = [bytes(status for status, _ in self._outcomes), *payloads]
         count = len(payloads)

@@ -1,7 +1,8 @@
 """Pools in virtual time: their users and their misfortunes, drawn from one seeded generator.
 
 Things happen in the order of a virtual clock, after delays that the generator draws, so a run is a function of its
-seed and takes no longer than its steps. simulated.py has the pool and the workers, and checks them as they go.
+seed and takes no longer than its steps. The pool (simulated.py) and its workers (simulated_workers.py) check
+themselves as they go.
 
 Kept free of pytest: soak tests run simulations by number.
 """
@@ -14,7 +15,8 @@ from functools import partial
 from itertools import count
 from random import Random
 
-from simulated import MICROSECOND, SimulatedJob, SimulatedPool, SimulatedWorker
+from simulated import SimulatedPool
+from simulated_workers import MICROSECOND, SimulatedJob, SimulatedWorker
 
 MILLISECOND = 1_000_000  # ns
 

@@ -206,9 +206,7 @@ def test_a_wrong_argument_of_the_constructor_is_refused_in_the_words_of_the_libr
     """Type and text of the error are those that the library of this interpreter gives."""
     attempt = WRONG_CONSTRUCTIONS[mistake]
 
-    assert _complaint(lambda: attempt(pairpool.Pool)) == _complaint(
-        lambda: attempt(multiprocessing.pool.Pool)
-    )
+    assert _complaint(lambda: attempt(pairpool.Pool)) == _complaint(lambda: attempt(multiprocessing.pool.Pool))
 
 
 def test_an_unknown_start_method_is_refused_in_the_words_of_the_library() -> None:
@@ -230,9 +228,7 @@ def test_a_wrong_call_is_refused_in_the_words_of_the_library(make_pool: MakePool
     assert _complaint(lambda: attempt(make_pool(1))) == expected
 
 
-def test_what_is_not_ready_is_neither_successful_nor_to_be_had(
-    make_either_pool: MakePool, make_line: MakeLine
-) -> None:
+def test_what_is_not_ready_is_neither_successful_nor_to_be_had(make_either_pool: MakePool, make_line: MakeLine) -> None:
     """A pending result refuses `successful()`, times out in `get()`, and is ready once it is there."""
     inside, gate = make_line(), make_line()
     result = make_either_pool(1).apply_async(tell_and_wait, (inside, gate))
@@ -277,9 +273,7 @@ def test_a_worker_that_is_ended_by_its_handle_is_replaced(make_pool: MakePool, b
     assert worker.exitcode is not None
 
 
-def test_the_cache_is_as_long_as_there_are_pending_results(
-    make_either_pool: MakePool, make_line: MakeLine
-) -> None:
+def test_the_cache_is_as_long_as_there_are_pending_results(make_either_pool: MakePool, make_line: MakeLine) -> None:
     """``len(pool._cache)`` counts what is pending, as loops that wait for a pool to drain expect."""
     inside, gate = make_line(), make_line()
     pool = make_either_pool(1)

@@ -101,9 +101,7 @@ def _who() -> tuple[str, tuple[int, ...], bool, int | None]:
 PREFIXES = {"fork": "ForkPoolWorker", "spawn": "SpawnPoolWorker", "forkserver": "ForkServerPoolWorker"}
 
 
-def test_a_worker_is_called_and_numbered_as_in_the_library(
-    make_either_pool: MakePool, start_method: str
-) -> None:
+def test_a_worker_is_called_and_numbered_as_in_the_library(make_either_pool: MakePool, start_method: str) -> None:
     """Name, identity, daemon flag and parent of a worker are those that programs read GPU numbers from."""
     pool = make_either_pool(1, start_method=start_method)
     name, numbers, daemon, parent = pool.apply(_who)
@@ -205,9 +203,7 @@ def _catch_terminate(line: Line) -> None:
     signal.signal(signal.SIGTERM, tidy_up)
 
 
-def test_terminate_reaches_the_handlers_of_busy_workers(
-    make_either_pool: MakePool, make_line: MakeLine
-) -> None:
+def test_terminate_reaches_the_handlers_of_busy_workers(make_either_pool: MakePool, make_line: MakeLine) -> None:
     """A busy worker is sent SIGTERM, so that a handler of the program's own can tidy up."""
     inside, gate, told = make_line(), make_line(), make_line()
     pool = make_either_pool(1, _catch_terminate, (told,))

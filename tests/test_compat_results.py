@@ -35,9 +35,7 @@ class Watched:
 
 
 @pytest.mark.parametrize("face", ["imap", "imap_unordered"])
-def test_the_iterable_is_read_from_the_call_on_by_another_thread(
-    make_either_pool: MakePool, face: str
-) -> None:
+def test_the_iterable_is_read_from_the_call_on_by_another_thread(make_either_pool: MakePool, face: str) -> None:
     """Imap begins to read its iterable when it is called, and never on the caller's thread."""
     watched = Watched([1, 2, 3])
     iterator = getattr(make_either_pool(1), face)(identity, watched)
@@ -395,9 +393,7 @@ def test_an_error_keeps_the_frames_and_the_cause_that_it_had(make_pool: MakePool
 # -- H18: what never comes ------------------------------------------------------------------------
 
 
-def test_leaving_the_context_terminates_and_fails_what_is_pending(
-    make_pool: MakePool, make_line: MakeLine
-) -> None:
+def test_leaving_the_context_terminates_and_fails_what_is_pending(make_pool: MakePool, make_line: MakeLine) -> None:
     """`with` ends in terminate(); results that were pending then raise, where the library's never come."""
     inside, gate = make_line(), make_line()
     errors: list[BaseException] = []
@@ -425,9 +421,7 @@ class Liar:
 
 
 @pytest.mark.parametrize("chunksize", [None, 1, 3, 100])
-def test_an_iterable_that_is_shorter_than_it_says_hangs_nobody(
-    make_pool: MakePool, chunksize: int | None
-) -> None:
+def test_an_iterable_that_is_shorter_than_it_says_hangs_nobody(make_pool: MakePool, chunksize: int | None) -> None:
     """A map over it ends, with what there was or with an error, where the library's waits for ever."""
     result = make_pool(2).map_async(identity, Liar(), chunksize)
     result.wait(timeout=60)

@@ -8,8 +8,8 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from forks import run_in_child
 
+from forks import run_in_child
 from pairpool import _descriptors
 from pairpool._descriptors import Descriptor
 
@@ -130,9 +130,7 @@ class TestForks:
         _descriptors.register(number)
         codes = []
         with _descriptors.spare(number):
-            thread = threading.Thread(
-                target=lambda: codes.append(run_in_child(lambda: expect(not is_open(number))))
-            )
+            thread = threading.Thread(target=lambda: codes.append(run_in_child(lambda: expect(not is_open(number)))))
             thread.start()
             thread.join()
 

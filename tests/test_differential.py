@@ -74,9 +74,7 @@ def _naming_the_error(cell: Cell, ours: Outcome, reference: Reference) -> bool:
 def _naming_the_item(cell: Cell, ours: Outcome, reference: Reference) -> bool:
     singly = reference(replace(cell, face="imap", chunksize=1))
     (error,) = (each for each in singly.results if "cannot pickle" in str(each))
-    return _reworded(ours, "cannot pickle") == _reworded(reference(cell), "cannot pickle") and error[
-        2
-    ] in _text(ours)
+    return _reworded(ours, "cannot pickle") == _reworded(reference(cell), "cannot pickle") and error[2] in _text(ours)
 
 
 def _text(outcome: Outcome) -> str:
@@ -87,9 +85,7 @@ def _in_parts_of_chunks(cell: Cell, ours: Outcome, reference: Reference) -> bool
     """Accept that items of a default chunk were pickled apart."""
     whole = reference(cell).results[0]
     apart = reference(replace(cell, chunksize=1)).results[0]
-    return all(
-        own in (together, alone) for own, together, alone in zip(ours.results[0], whole, apart, strict=True)
-    )
+    return all(own in (together, alone) for own, together, alone in zip(ours.results[0], whole, apart, strict=True))
 
 
 def _reworded(outcome: Outcome, words: str) -> Outcome:
@@ -149,9 +145,7 @@ DIFFERENCES = {
     "sized iterables that fail": Difference(
         why="of an iterable with a length the library awaits as many chunks as the length promises, "
         "for ever if it fails before the last; ours ends with the error in whatever chunk it comes",
-        covers=lambda cell: (
-            cell.fault == "sized iterable fails" and cell.face in MAPS and cell.chunksize != LARGEST
-        ),
+        covers=lambda cell: cell.fault == "sized iterable fails" and cell.face in MAPS and cell.chunksize != LARGEST,
         accepts=lambda cell, ours, reference: ours == reference(replace(cell, chunksize=LARGEST)),
         example=Cell("map", 1, "function", "ints", "sized iterable fails"),
         stdlib_hangs=True,
@@ -167,10 +161,7 @@ DIFFERENCES = {
         why="a chunk that nobody asked for may be split to balance the work, unless the callable "
         "carries a state; its parts are pickled apart, so that its items may share nothing",
         covers=lambda cell: (
-            cell.face in MAPS
-            and cell.chunksize is None
-            and cell.items in SHARED
-            and cell.callable not in STATEFUL
+            cell.face in MAPS and cell.chunksize is None and cell.items in SHARED and cell.callable not in STATEFUL
         ),
         accepts=_in_parts_of_chunks,
         example=Cell("map", None, "function", "sharers"),

@@ -6,13 +6,16 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 import pytest
-from receiving import Carrier, Outcome, Scene, fail_to_start, note, note_and_wait
 
+from interruptions import Interruption
 from pairpool._packet import Status
 from pairpool.engines import load_engine
+from receiving import Carrier, Outcome, Scene, fail_to_start, note, note_and_wait
 
 LOCAL = ("fork", "forkserver", "spawn")
 
@@ -23,12 +26,10 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture
-def concurrent(kind: str) -> str:
-    """Each engine whose workers run beside the caller."""
-    if kind == "inline":
-        pytest.skip("nothing runs beside the thread that drains")
-    return kind
+# Rules about what happens while a unit runs say nothing of inline: there the caller himself runs it.
+concurrent = pytest.mark.parametrize("kind", ["threads", *LOCAL], indirect=True)
+# Threads cannot be killed, and nothing goes by name where nothing is pickled.
+processes = pytest.mark.parametrize("kind", LOCAL, indirect=True)
 
 
 @pytest.fixture
@@ -42,8 +43,8 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
 @pytest.fixture
 def carrier(kind: str, scene: Scene) -> Iterator[Carrier]:
     """An engine, not yet started, and a receiver of its answers."""
-    engine = load_engine("local" if kind in LOCAL else kind, multiprocessing.get_context(kind if kind in LOCAL else None))
-    carrier = Carrier(engine)
+    context = multiprocessing.get_context(kind if kind in LOCAL else None)
+    carrier = Carrier(load_engine("local" if kind in LOCAL else kind, context))
     yield carrier
     scene.open_gate()
     carrier.shut(kill=True)
@@ -74,7 +75,8 @@ def test_outcomes_of_a_map_come_together(carrier: Carrier, scene: Scene) -> None
     assert len(carrier.receiver.all_of("outcomes")) == 1
 
 
-def test_what_was_not_taken_comes_back_whole(concurrent: str, carrier: Carrier, scene: Scene) -> None:
+@concurrent
+def test_what_was_not_taken_comes_back_whole(carrier: Carrier, scene: Scene) -> None:
     """A recall brings back every packet that the worker has not taken, and none of their units ever begins."""
     carrier.start()
     running = carrier.send(0, note_and_wait, [(scene.directory, 0)])
@@ -90,7 +92,7 @@ def test_what_was_not_taken_comes_back_whole(concurrent: str, carrier: Carrier, 
     assert scene.begun() == [0, 9]
 
 
-def test_what_is_recalled_before_it_begins_comes_back(kind: str, carrier: Carrier, scene: Scene) -> None:
+def test_what_is_recalled_before_it_begins_comes_back(carrier: Carrier, scene: Scene) -> None:
     """A packet is answered by its outcomes or comes back, not both, whenever it is recalled."""
     carrier.start()
     packets = [carrier.send(0, note, [(scene.directory, number)]) for number in range(10)]
@@ -103,7 +105,8 @@ def test_what_is_recalled_before_it_begins_comes_back(kind: str, carrier: Carrie
     assert len(scene.begun()) == len(answered)
 
 
-def test_the_tail_that_is_cut_never_begins(concurrent: str, carrier: Carrier, scene: Scene) -> None:
+@concurrent
+def test_the_tail_that_is_cut_never_begins(carrier: Carrier, scene: Scene) -> None:
     """A cut takes every unit that has not begun; the worker keeps, and answers, the others."""
     carrier.start()
     packet = carrier.send(0, note_and_wait, [(scene.directory, number) for number in range(5)])
@@ -119,7 +122,8 @@ def test_the_tail_that_is_cut_never_begins(concurrent: str, carrier: Carrier, sc
     assert len(carrier.outcomes(packet)) == 1
 
 
-def test_a_cut_of_another_packet_takes_nothing(concurrent: str, carrier: Carrier, scene: Scene) -> None:
+@concurrent
+def test_a_cut_of_another_packet_takes_nothing(carrier: Carrier, scene: Scene) -> None:
     """A cut of a packet that the worker is not with leaves the one that it runs as it is."""
     carrier.start()
     packet = carrier.send(0, note_and_wait, [(scene.directory, number) for number in range(3)])
@@ -130,7 +134,8 @@ def test_a_cut_of_another_packet_takes_nothing(concurrent: str, carrier: Carrier
     assert all(kept == 3 for _, kept in carrier.receiver.all_of("cut"))
 
 
-def test_a_look_brings_what_is_committed(concurrent: str, carrier: Carrier, scene: Scene) -> None:
+@concurrent
+def test_a_look_brings_what_is_committed(carrier: Carrier, scene: Scene) -> None:
     """While a unit runs, the outcomes of those before it can be had."""
     carrier.start()
     first = carrier.send(0, note, [(scene.directory, number) for number in range(3)])
@@ -149,10 +154,9 @@ def waiting_at_three(directory: str, number: int) -> int:
     return (note_and_wait if number == 3 else note)(directory, number)
 
 
-def test_a_refused_packet_never_begins(carrier: Carrier, scene: Scene, kind: str) -> None:
+@processes
+def test_a_refused_packet_never_begins(carrier: Carrier, scene: Scene) -> None:
     """A worker that has something else under a name answers so, and begins nothing of the packet."""
-    if kind not in LOCAL:
-        pytest.skip("nothing goes by name where nothing is pickled")
     carrier.start()
     needs = (("no_such_name", b"\1" * 16),)
     packet = carrier.send(0, note, [(scene.directory, 1)], needs=needs)
@@ -181,19 +185,17 @@ def test_an_engine_runs_no_handler_itself(carrier: Carrier, scene: Scene) -> Non
     """What happens waits in `events` until it is drained (the receiver asserts who runs its handlers)."""
     carrier.start()
     carrier.until_up()
-    carrier.receiver.engine = carrier.engine
-    packet = carrier.send(0, note, [(scene.directory, 1)])
-    carrier.engine.recall(0)
-    told = carrier.outcomes(packet) or packet in carrier.receiver.all_of("came back")
-    if carrier.receiver.events:
-        assert not told or scene.begun() == [1]
-    carrier.receiver.until(lambda: bool(carrier.outcomes(packet)) or packet in carrier.receiver.all_of("came back"))
+    before = len(carrier.receiver.told)
+    carrier.receiver.holding(lambda: carrier.engine.open(1))
+    assert len(carrier.receiver.told) == before
+    carrier.until_up(2)
 
 
 # -- 4: nothing blocks, nothing raises --------------------------------------------------------------
 
 
-def test_nothing_blocks_while_a_unit_runs(concurrent: str, carrier: Carrier, scene: Scene) -> None:
+@concurrent
+def test_nothing_blocks_while_a_unit_runs(carrier: Carrier, scene: Scene) -> None:
     """Whatever is asked of an engine is asked without waiting for the units that run."""
     carrier.start(2)
     carrier.until_up(2)
@@ -237,17 +239,64 @@ def test_what_is_asked_twice_is_done_once(carrier: Carrier, scene: Scene) -> Non
     carrier.until_down(1)
     packet = carrier.send(0, note, [(scene.directory, 1)])
     carrier.until_outcomes(packet, 1)
-    assert carrier.receiver.all_of("up") == [0, 1] or sorted(carrier.receiver.all_of("up")) == [0, 1]
+    assert sorted(carrier.receiver.all_of("up")) == [0, 1]
     assert [end.slot for end in carrier.receiver.all_of("down")] == [1]
+
+
+@concurrent
+def test_an_interrupted_recall_loses_nothing(carrier: Carrier, scene: Scene) -> None:
+    """A recall that is interrupted anywhere and done again brings back each packet once."""
+    carrier.start()
+    carrier.send(0, note_and_wait, [(scene.directory, 0)])
+    scene.await_begun()
+    for number in count():
+        queued = [carrier.send(0, note, [(scene.directory, 1)]) for _ in range(3)]
+        before = len(carrier.receiver.all_of("came back"))
+        interruption = Interruption([number])
+        if interruption.watch(lambda: carrier.receiver.holding(lambda: carrier.engine.recall(0))):
+            carrier.engine.recall(0)
+        carrier.receiver.drain()
+        assert carrier.receiver.all_of("came back")[before:] == queued, f"interrupted at {interruption.struck}"
+        if not interruption.struck:
+            break
+    assert scene.begun() == [0]
+
+
+@concurrent
+@pytest.mark.parametrize("moves_on", [False, True], ids=["waits", "moves on"])
+def test_an_interrupted_look_loses_nothing(carrier: Carrier, scene: Scene, moves_on: bool) -> None:
+    """A cut that is interrupted anywhere and done again, soon or late, accounts for each unit once."""
+    carrier.start()
+    for number in count():
+        scene.close_gate()
+        packet = carrier.send(0, waiting_at_three, [(scene.directory, unit) for unit in (3, 4, 5, 6)])
+        following = carrier.send(0, waiting_at_three, [(scene.directory, 3), (scene.directory, 9)])
+        scene.await_begun()
+        interruption = Interruption([number])
+        look = partial(carrier.engine.look, 0, packet, 4, cut=True)
+        interrupted = interruption.watch(partial(carrier.receiver.holding, look))
+        if moves_on:
+            scene.open_gate()
+            scene.await_begun()
+        if interrupted:
+            look()
+        scene.open_gate()
+        carrier.until_outcomes(following, 2)
+        ran = {outcome.unit for outcome in carrier.outcomes(packet)}
+        kept = [kept for cut, kept in carrier.receiver.all_of("cut") if cut == packet]
+        assert ran == set(range(min(kept, default=4))), f"interrupted at {interruption.struck}"
+        if not moves_on:
+            scene.await_begun()
+        if not interruption.struck:
+            break
 
 
 # -- 5: the end of a slot -----------------------------------------------------------------------------
 
 
-def test_a_death_comes_after_everything_else(kind: str, carrier: Carrier, scene: Scene) -> None:
+@processes
+def test_a_death_comes_after_everything_else(carrier: Carrier, scene: Scene) -> None:
     """When a worker dies all that it answered, and all that it never began, is told before its end."""
-    if kind not in LOCAL:
-        pytest.skip("only processes can be killed")
     carrier.start()
     done = carrier.send(0, note, [(scene.directory, 1), (scene.directory, 2)])
     running = carrier.send(0, waiting_at_three, [(scene.directory, number) for number in range(2, 6)])
@@ -258,18 +307,16 @@ def test_a_death_comes_after_everything_else(kind: str, carrier: Carrier, scene:
     assert (end.packet, end.unit, end.exitcode) == (running, 1, -signal.SIGKILL)
     assert len(carrier.outcomes(done)) == 2
     assert carrier.outcomes(running) == [Outcome(0, Status.OK, 4)]
-    assert carrier.receiver.all_of("cut") == [(running, 2)]
     assert carrier.receiver.all_of("came back") == [queued]
     assert carrier.receiver.told[-1].kind == "down"
     assert scene.begun() == [1, 2, 2, 3]
 
 
-def test_an_idle_worker_dies_alone(kind: str, carrier: Carrier, scene: Scene) -> None:
+@processes
+def test_an_idle_worker_dies_alone(carrier: Carrier, scene: Scene) -> None:
     """The end of a worker that had nothing to do names no packet."""
-    if kind not in LOCAL:
-        pytest.skip("only processes can be killed")
     carrier.start(2)
-    carrier.until_outcomes(carrier.send(0, note, [(scene.directory, 1)]), 1)
+    carrier.until_up(2)
     os.kill(carrier.engine.workers()[0].pid, signal.SIGKILL)
     assert carrier.until_down(0).packet is None
     carrier.until_outcomes(carrier.send(1, note, [(scene.directory, 2)]), 1)

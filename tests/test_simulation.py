@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 
 import pytest
-from simulated import Fate
-from simulation import Simulation
 
 from pairpool._scheduler import Scheduler
 from pairpool._states import Packet
+from simulated_workers import Fate
+from simulation import Simulation
 
 FIRST_SEED = int(os.environ.get("PAIRPOOL_SIMULATION_SEED", "0"))
 SIMULATIONS = int(os.environ.get("PAIRPOOL_SIMULATIONS", "2000"))
@@ -61,6 +61,5 @@ def test_a_fault_is_found_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
     lose = Scheduler.lose
     monkeypatch.setattr(Scheduler, "lose", lose_too_much)
     with pytest.raises(AssertionError) as caught:
-        for seed in range(300):
-            simulate(seed)
+        list(map(simulate, range(300)))
     assert "PAIRPOOL_SIMULATION_SEED=" in caught.value.__notes__[0]

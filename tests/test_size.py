@@ -24,9 +24,7 @@ def quota(tmp_path: Path, limits: dict[str, str], membership: str = HERE) -> int
     ("limit", "expected"),
     [("200000 100000", 2), ("150000 100000", 2), ("50000 100000", 1), ("max 100000", None)],
 )
-def test_the_quota_is_that_of_the_cgroup_in_whole_processors(
-    tmp_path: Path, limit: str, expected: int | None
-) -> None:
+def test_the_quota_is_that_of_the_cgroup_in_whole_processors(tmp_path: Path, limit: str, expected: int | None) -> None:
     """A share of a processor counts as a whole one, and no limit is no quota."""
     assert quota(tmp_path, {"user/job": limit}) == expected
 

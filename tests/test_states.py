@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
-from simulation import Simulation
 
 from pairpool import _scheduler
 from pairpool._states import (
@@ -24,6 +23,7 @@ from pairpool._states import (
     SlotEvent,
     SlotState,
 )
+from simulation import Simulation
 
 DESIGN = Path(__file__).parent.parent / "DESIGN.md"
 Table: TypeAlias = "dict[Any, Moves[Any, Any]]"

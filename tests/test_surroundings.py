@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 import zygotes
 from forks import run_in_child
 from zygotes import Nest
@@ -56,7 +57,7 @@ class TestProcess:
 
         assert me == {
             "class": kind,
-            "stdlib class": kind,
+            "base": kind,
             "name": f"{kind.replace('Process', 'PoolWorker')}-{worker.number}",
             "identity": (worker.number,),
             "daemon": True,
@@ -135,7 +136,7 @@ class TestInheritance:
             context.Queue(),
         )
         nest = make_nest(start_method, remember, parts)
-        lock, event, value, simple, queue = parts
+        _, event, value, simple, queue = parts
         del parts
         for number in (1, 2):
             worker = nest.spawn()
@@ -161,6 +162,7 @@ class TestInheritance:
     @pytest.mark.parametrize("enabled", [True, False])
     def test_garbage_collection(self, make_nest: MakeNest, enabled: bool) -> None:
         """The collector is on or off as in the caller, and what was inherited is not its business."""
+        frozen = gc.get_freeze_count()  # CPython 3.12 begins with some
         (gc.enable if enabled else gc.disable)()
         try:
             worker = make_nest("fork").spawn()
@@ -168,8 +170,8 @@ class TestInheritance:
             gc.enable()
 
         assert worker.call(gc.isenabled) is enabled
-        assert worker.call(gc.get_freeze_count) > 1000
-        assert gc.get_freeze_count() == 0
+        assert worker.call(gc.get_freeze_count) > frozen + 1000
+        assert gc.get_freeze_count() == frozen
 
 
 class TestSignals:
@@ -282,7 +284,7 @@ class TestDescriptors:
         nest.spawn(0).call(os.getpid)
         worker = nest.spawn(1)
         of_worker = worker.call(deadman_pipe)
-        of_zygote = os.readlink(f"/proc/{os.getpid()}/fd/{nest.zygote._deadman._ends[1]}")
+        of_zygote = os.readlink(f"/proc/{os.getpid()}/fd/{nest.zygote._deadman._parent_end.fileno()}")
 
         in_a_fork = worker.call(pipes_in_a_fork)
 
@@ -310,9 +312,7 @@ class TestStandardStreams:
         """Text in a buffer of the caller's is not printed again by zygote or worker; a worker's own is."""
         program = Path(__file__).parent / "programs" / "zygote_prints.py"
 
-        done = subprocess.run(
-            [sys.executable, program, start_method], stdout=subprocess.PIPE, text=True, check=True
-        )
+        done = subprocess.run([sys.executable, program, start_method], stdout=subprocess.PIPE, text=True, check=True)
 
         assert done.stdout.split() == ["caller", "worker"]
 

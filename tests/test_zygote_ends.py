@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from forks import exit_code, fork_child
-from zygotes import Nest, has_ended
 
+from forks import exit_code, fork_child
 from pairpool import _deadman
 from pairpool._deadman import Deadman
+from zygotes import Nest, has_ended
 
 PROGRAM = Path(__file__).parent / "programs" / "zygote_parent.py"
 
@@ -39,7 +39,7 @@ SCENES = [
 @contextmanager
 def parent_in(method: str, scene: str) -> Iterator[tuple[subprocess.Popen[str], list[int], list[int]]]:
     """Run a parent in this scene; yield it with the pids that are to end and those that are not."""
-    program = [sys.executable, PROGRAM, method, scene]
+    program = [sys.executable, str(PROGRAM), method, scene]
     with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as parent:
         try:
             assert parent.stdout is not None

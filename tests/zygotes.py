@@ -8,6 +8,7 @@ Kept free of pytest: a worker of the spawn method imports this module.
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import pickle
@@ -121,7 +122,7 @@ class Nest:
 
     def listen(self) -> None:
         """Take what the zygote says next."""
-        select.select([self.zygote.channel, self.zygote.pidfd], [], [])
+        select.select([self.zygote.channel.fileno(), self.zygote.pidfd], [], [])
         self.take()
 
     def take(self) -> None:
@@ -177,6 +178,14 @@ def fork_child() -> int:
     return pid
 
 
+def stray_fork() -> int:
+    """Fork as a C library does, with no hook run: the child keeps every descriptor of this process."""
+    pid: int = ctypes.PyDLL(None).fork()
+    while pid == 0:
+        signal.pause()
+    return pid
+
+
 def leave(code: object) -> None:
     """Raise SystemExit."""
     sys.exit(code)  # type: ignore[arg-type]
@@ -210,11 +219,9 @@ def who_am_i() -> dict[str, Any]:
     assert parent is not None
     return {
         "class": type(current).__name__,
-        "stdlib class": [cls.__name__ for cls in type(current).__mro__ if cls.__module__ == context.__name__][
-            0
-        ],
+        "base": next(cls.__name__ for cls in type(current).__mro__ if cls.__module__ == context.__name__),
         "name": current.name,
-        "identity": current._identity,  # type: ignore[attr-defined]
+        "identity": current._identity,
         "daemon": current.daemon,
         "pid": current.pid,
         "authkey": bytes(current.authkey),

@@ -2,12 +2,12 @@
 
 The reference for what the other engines do, and good for debugging: a task runs under its caller's debugger.
 
-One packet runs at a time, whichever thread runs it, unless a task waits for the same pool: then the waiting thread
-runs what it waits for, within. So nothing of a pool runs beside anything else of it.
+One packet runs at a time, whichever thread runs it: nothing of a pool runs beside anything else of it. (So a task that
+waits for its own pool waits for ever, as with any pool of one worker.)
 
-Who runs: `_runner_thread` is taken and given back by operators alone, so neither another thread nor a signal handler
-comes between. A thread that finds it taken leaves its packet to the one that has it, which looks again after it has
-given it back.
+Who runs: `_busy` is taken and given back by operators alone, so neither another thread nor a signal handler comes
+between. A thread that finds it taken leaves its packet to the one that has it, which looks again after it has given it
+back.
 
 Interruption: a packet is moved to `_taken` before it runs and leaves it when it has run. One that is found there
 although nothing runs was interrupted between two units, by what a signal handler raised: then its slot has *died*, as a
@@ -16,13 +16,11 @@ worker would have. (What strikes a unit is the outcome of that unit.)
 
 from __future__ import annotations
 
-from _thread import get_ident
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import repeat
 from operator import attrgetter, call
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pairpool._objects import ObjectCodec, ObjectEncoder
 from pairpool._packet import OUTCOMES_HEAD, Kind
@@ -35,17 +33,11 @@ if TYPE_CHECKING:
     from pairpool._jobs import Body, Encoder
     from pairpool._waiting import Settable
 
-_NOTHING = Claims(0, 0)
 
-
-@dataclass(eq=False)
-class _Packet:
-    """A packet on its way, and the claims of its units once it runs."""
-
+class _Packet(NamedTuple):
     slot: int
     ident: int
     buffers: Sequence[Any]
-    claims: Claims = _NOTHING
 
 
 class InlineEngine:
@@ -60,9 +52,8 @@ class InlineEngine:
         self.outbox: deque[_Packet] = deque()
         self._queues: dict[int, deque[_Packet]] = {}  # by slot
         self._starting: deque[int] = deque()
-        self._taken: list[_Packet] = []  # the innermost last
-        self._running = 0  # of those
-        self._runner_thread = 0
+        self._taken: list[_Packet] = []  # at most one
+        self._busy = False
         self._page = ThreadPage()
         self._runner = Runner(ObjectCodec(), self._page, None, self._send)
         self._waiting: list[Signal] = []  # of threads that could run a packet
@@ -116,9 +107,9 @@ class InlineEngine:
                 pass  # that was the last
 
     def look(self, slot: int, packet: int, count: int, cut: bool) -> None:
-        for taken in self._taken:
-            if cut and taken.ident == packet:
-                self.handlers.events.append((self._on_look, taken.claims))
+        claims = self._page.claims
+        if cut and claims.packet == packet:
+            self.handlers.events.append((self._on_look, claims))
 
     def _on_look(self, claims: Claims) -> None:
         """Takes a tail back; as all handlers do it removes its event."""
@@ -162,85 +153,78 @@ class InlineEngine:
         for place in places:
             place.append(signal)
         try:
-            self.handlers.drain()
-            while not ready() and not deadline.passed():
-                signal.wait(deadline.remaining())
-                self.handlers.drain()
+            self._pump(ready, signal, deadline)
         finally:
             for place in places:
                 place.remove(signal)
         return True
 
+    def _pump(self, ready: Callable[[], bool], signal: Signal, deadline: Deadline) -> None:
+        self.handlers.drain()
+        while not ready() and not deadline.passed():
+            signal.wait(deadline.remaining())
+            self.handlers.drain()
+
     def work(self) -> bool:
-        me = get_ident()
-        before = self._runner_thread
-        if before not in (0, me):
-            return False
-        self._runner_thread = me
-        try:
-            return self._work()
-        finally:
-            self._runner_thread = before
+        while self._taken or self._starting or any(self._queues.values()):
+            if self._busy:
+                return False
+            self._busy = True
+            try:
+                if self._work():
+                    return True
+            finally:
+                self._busy = False
+        return False
 
     def _work(self) -> bool:
-        if len(self._taken) > self._running:
-            self._bury(self._taken[-1])
+        if self._taken:
+            self._bury(self._taken[0])
             return True
         if self._starting:
             self._start(self._starting[0])
             return True
         for queue in list(self._queues.values()):
+            first = map(call, (queue.popleft,))
             try:
                 # commit: taken out of one place and put into the other in one step
-                self._taken += map(call, (queue.popleft,))
+                self._taken += first
             except IndexError:
                 continue
-            self._run(self._taken[-1])
+            _, ident, buffers = self._taken[0]
+            self._runner.run(ident, buffers, ())
+            self._taken.clear()
             return True
         return False
 
     def _start(self, slot: int) -> None:
-        """Comes up. Where that is interrupted the initializer has failed."""
+        """Comes up. An interrupted initializer has failed; the interrupt is the caller's all the same."""
         handlers, starting = self.handlers, self._starting
         try:
-            if self._plan.initializer is not None:
+            if self._plan.initializer is not None and slot in self._queues:
                 self._plan.initializer(*self._plan.initargs)
+        except BaseException as error:
+            handlers.events.append((handlers.on_failed, (slot, error)))
+            self._end(slot, None, 0)
+            starting.remove(slot)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            events = handlers.events
             event = (handlers.on_up, slot)
             # commit
-            handlers.events += (event,)
+            events += (event,)
             del starting[0]
-        except BaseException as error:
-            if slot in starting:
-                handlers.events.append((handlers.on_failed, (slot, error)))
-                self._end(slot, None, 0)
-                starting.remove(slot)
-
-    def _run(self, packet: _Packet) -> None:
-        page, taken = self._page, self._taken
-        outer = page.claims
-        self._running += 1
-        try:
-            self._runner.run(packet.ident, packet.buffers, ())
-            # commit
-            del taken[-1]
-        finally:
-            packet.claims = page.claims
-            page.claims = outer
-            self._running -= 1
 
     def _bury(self, packet: _Packet) -> None:
         """A packet was interrupted between two units: what it has not begun runs elsewhere."""
-        claims, taken = packet.claims, self._taken
-        begun = 0
-        if claims.packet == packet.ident:
-            begun = claims.begun
-            self.handlers.events.append((self._on_look, claims))
+        claims = self._page.claims
+        begun = claims.begun if claims.packet == packet.ident else 0
         self._end(packet.slot, packet.ident if begun else None, begun - 1)
-        # commit
-        del taken[-1]
+        self._taken.clear()
 
     def _send(self, kind: int, packet: int, buffers: Sequence[Any]) -> None:
         assert kind == Kind.OUTCOMES
         mode, offset, count, took = OUTCOMES_HEAD.unpack(buffers[0])
-        outcomes = Outcomes(self._taken[-1].slot, packet, mode, offset, count, took, buffers[1:])
+        outcomes = Outcomes(self._taken[0].slot, packet, mode, offset, count, took, buffers[1:])
         self.handlers.events.append((self.handlers.on_outcomes, outcomes))

@@ -38,7 +38,6 @@ import os
 import select
 import signal
 import socket
-import struct
 import threading
 from _thread import get_ident
 from collections import deque
@@ -49,9 +48,9 @@ from multiprocessing.context import BaseContext
 from typing import TYPE_CHECKING, Any
 
 from pairpool import _channel, _codec, _descriptors, _framing, errors
-from pairpool._outbox import Outbox
-from pairpool._packet import COMMITTED_HEAD, OUTCOMES_HEAD, Kind, OutcomeMode
-from pairpool._page import Page
+from pairpool._handle import WorkerHandle
+from pairpool._packet import Kind, OutcomeMode
+from pairpool._pump import Kick, Watch
 from pairpool._waiting import Deadline
 from pairpool._zygote import Exited, Spawned, SpawnFailed, WorkerSetup, Zygote
 from pairpool.engines import Handlers, Outcomes, SlotEnd, WorkerPlan
@@ -64,194 +63,6 @@ SPIN = 50e-6  # seconds a waiting caller keeps looking before he sleeps: less th
 GRACE = 5.0  # seconds that workers have to end after SIGTERM before they are killed
 BATCH = 64  # messages taken from one channel before the next has its turn
 ARMED = select.EPOLLIN | select.EPOLLONESHOT
-
-
-class Kick:
-    """Wakes the thread that waits on an epoll; like a signal, setting it twice does no harm.
-
-    `waiter` is that thread, where it is known: one that sets its own kick is awake.
-    """
-
-    def __init__(self) -> None:
-        self.waiter = 0
-        self.descriptor = _descriptors.Descriptor(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
-        _descriptors.register(self.descriptor)
-
-    def close(self) -> None:
-        self.descriptor.close()
-
-    def set(self) -> None:
-        if self.waiter == get_ident():
-            return
-        try:
-            os.eventfd_write(self.descriptor.fileno(), 1)
-        except (OSError, ValueError):
-            pass  # full: it is set already; closed (number -1): nobody waits any more
-
-    def clear(self) -> None:
-        try:
-            os.eventfd_read(self.descriptor.fileno())
-        except (OSError, ValueError):
-            pass  # not set, or closed
-
-
-class Watch:
-    """The two epolls: `inner` has the workers' channels, `outer` has `inner` and all else."""
-
-    def __init__(self) -> None:
-        self.inner = select.epoll()
-        self.outer = select.epoll()
-        _descriptors.register(self)
-
-    def close(self) -> None:
-        self.inner.close()
-        self.outer.close()
-
-
-class WorkerHandle:
-    """One worker, and the surface that programs look at in `pool._pool`."""
-
-    def __init__(self, engine: LocalEngine, slot: int, number: int) -> None:
-        self.slot = slot
-        self.number = number
-        self.name = engine.worker_name(number)
-        self.known_pid: int | None = None  # once the zygote has told
-        self.exitcode: int | None = None
-        self._engine = engine
-        self.pidfd: _descriptors.Descriptor | None = None
-        self.tasks, self.tasks_worker_end = _channel.socketpair()
-        self.control, self.control_worker_end = _channel.socketpair()
-        self.outbox = Outbox.create()
-        self.page = Page.create()
-        _descriptors.register(self.tasks, self.tasks_worker_end, self.control, self.control_worker_end)
-
-    def __repr__(self) -> str:
-        state = "started" if self.exitcode is None else f"stopped exitcode={self.exitcode}"
-        return f"<{type(self).__name__} name={self.name!r} pid={self.known_pid} {state} daemon>"
-
-    daemon = True
-
-    @property
-    def pid(self) -> int | None:
-        """Waits until the worker is forked, which takes a moment after `Pool()` has returned."""
-        self._engine.await_spawned(self)
-        return self.known_pid
-
-    def is_alive(self) -> bool:
-        return self.exitcode is None
-
-    def terminate(self) -> None:
-        """Sends SIGTERM."""
-        self._send_signal(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """Sends SIGKILL."""
-        self._send_signal(signal.SIGKILL)
-
-    def _send_signal(self, signum: int) -> None:
-        self._engine.await_spawned(self)
-        pidfd = self.pidfd
-        if pidfd is not None and self.exitcode is None:
-            try:
-                signal.pidfd_send_signal(pidfd.fileno(), signum)
-            except (ProcessLookupError, OSError):
-                pass  # it has ended
-
-    def descriptors(self) -> tuple[int, ...]:
-        """What the worker is given; see _worker.run."""
-        ends = (self.tasks_worker_end.fileno(), self.control_worker_end.fileno(), self.outbox.descriptor)
-        return (*ends, *self.page.descriptors)
-
-    def spawned(self, reply: Spawned) -> None:
-        self.known_pid = reply.pid
-        self.pidfd = _descriptors.Descriptor(reply.pidfd)
-        _descriptors.register(self.pidfd)
-        self.control_worker_end.close()
-        self.page.drop_worker_ends()
-
-    def close(self) -> None:
-        for end in (self.tasks, self.tasks_worker_end, self.control, self.control_worker_end):
-            end.close()
-        if self.pidfd is not None:
-            self.pidfd.close()
-        self.page.close()
-        self.outbox.close()
-
-    # -- messages (digested with the dispatcher's lock held; each removes its event) --------------------------
-
-    def on_message(self, raw: Any) -> None:
-        """Something came from the worker."""
-        engine = self._engine
-        events = engine.handlers.events
-        try:
-            message, received = _framing.admit(raw)
-            kind, ident, buffers, descriptors = _channel.decode(message, received)
-            argument: Any
-            if kind == Kind.OUTCOMES:
-                handler, argument = engine.handlers.on_outcomes, self._outcomes(ident, buffers)
-            elif kind == Kind.REFUSED:
-                handler, argument = engine.handlers.on_refused, (ident, buffers[0])
-            elif kind == Kind.READY:
-                handler, argument = engine.handlers.on_up, self.slot
-            elif kind == Kind.FAILED:
-                handler, argument = engine.handlers.on_failed, (self.slot, _initializer_error(buffers[0]))
-            else:
-                raise errors.FramingError(f"a worker sent a message of kind {kind}")
-        except (errors.FramingError, IndexError):
-            # Whatever this worker is now, it is no worker of ours: it goes, and the unit that it runs with it.
-            self.kill()
-            del events[0]
-            return
-        if received:
-            closing = map(os.close, received)
-            # commit: what is received is closed once, also where this is interrupted and done again
-            events[0] = (handler, argument)
-            _closed = [*closing]
-            return
-        handler(argument)
-
-    def _outcomes(self, packet: int, buffers: Sequence[Any]) -> Outcomes:
-        """Reads and checks the outcomes of a packet."""
-        try:
-            mode, offset, count, took = OUTCOMES_HEAD.unpack(buffers[0])
-            payloads = buffers[1:]
-            if mode == OutcomeMode.SHARED:
-                sound = len(payloads) == 1
-            elif mode == OutcomeMode.SEPARATE:
-                sound = len(payloads) == 1 + count and len(payloads[0]) == count
-            else:
-                sound = mode == OutcomeMode.COMMITTED and len(payloads) == 1 and _records_are_sound(payloads[0], count)
-        except (struct.error, IndexError) as error:
-            raise errors.FramingError(f"malformed outcomes: {error}") from None
-        if not sound or not count:
-            raise errors.FramingError("malformed outcomes")
-        return Outcomes(self.slot, packet, mode, offset, count, took, payloads)
-
-    def on_recalled(self, raw: Any) -> None:
-        """A packet was taken back from the worker's queue."""
-        events = self._engine.handlers.events
-        message, received = _framing.admit(raw)
-        if not message:
-            del events[0]  # the end of the channel, not a packet
-            return
-        _, ident, _ = _framing.unpack(message)
-        closing = map(os.close, received)
-        # commit
-        events[0] = (self._engine.handlers.on_came_back, ident)
-        _closed = [*closing]
-
-
-def _records_are_sound(records: Any, count: int) -> bool:
-    """Whether an outbox's records are as many as told and add up to what there is."""
-    at = 0
-    for _ in range(count):
-        length, _ = COMMITTED_HEAD.unpack_from(records, at)
-        at += COMMITTED_HEAD.size + length
-    return at == len(records)
-
-
-def _initializer_error(text: Any) -> errors.InitializerError:
-    return errors.InitializerError("the pool's initializer raised\n\n" + bytes(text).decode("utf-8", "replace"))
 
 
 class LocalEngine:
@@ -300,9 +111,6 @@ class LocalEngine:
             self._shutting = True
             self._release()
             raise
-
-    def worker_name(self, number: int) -> str:
-        return self._zygote.worker_name(number)
 
     def await_spawned(self, handle: WorkerHandle) -> None:
         """Waits until a worker asked for is forked, or has failed to be."""
@@ -365,7 +173,9 @@ class LocalEngine:
         handle = self._handles.get(slot)
         if handle is not None:
             try:
-                handle.control.sendmsg([_framing.pack(kind, 0, [content])], (), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                handle.control.sendmsg(
+                    [_framing.pack(kind, 0, [content])], (), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+                )
             except OSError:
                 pass  # the worker has ended; or it has not read in a long time, and keeps a definition for longer
 
@@ -574,7 +384,9 @@ class LocalEngine:
             self.handlers.events.append((self.handlers.on_down, SlotEnd(slot, None, None, None, 0)))
 
     def _open(self, slot: int) -> None:
-        handle = WorkerHandle(self, slot, next(process._process_counter))  # type: ignore[attr-defined]
+        number = next(process._process_counter)  # type: ignore[attr-defined]
+        name = self._zygote.worker_name(number)
+        handle = WorkerHandle(self.handlers, slot, number, name, self.await_spawned)
         self._handles[slot] = handle
         self._zygote.spawn(slot, handle.number, handle.descriptors())
         self._watch(handle)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pairpool._jobs import Body, Encoder
     from pairpool._waiting import Settable
 
-_NEVER = object()  # is in no queue
+NEVER = object()  # is in no queue
 
 
 class Claims:
@@ -47,9 +47,10 @@ class Claims:
 
     def take_tail(self) -> int:
         """Claims back what is left; returns how many units run. Interrupted and done again it says the same."""
+        rest = iter(self.units.pop, None)
         try:
             # commit: each unit is taken and noted in one step
-            self.taken_back += iter(self.units.pop, None)
+            self.taken_back += rest
         except IndexError:
             pass
         return min(self.taken_back, default=self.count)
@@ -81,6 +82,7 @@ class _Slot:
         self.ident = ident
         self.queue: SimpleQueue[tuple[int, Sequence[Any]] | None] = SimpleQueue()
         self.page = ThreadPage()
+        self.begun = False
         self.stopping = False  # it ends with the next None in its queue
         self.runs = True  # the user's code, or is about to: False only while it waits for a packet
         self._engine = engine
@@ -107,6 +109,9 @@ class _Slot:
         handlers.drain()
 
     def _run(self) -> None:
+        if self.begun:
+            return  # started twice: see ThreadEngine._start
+        self.begun = True
         handlers, plan = self._engine.handlers, self._engine.plan
         try:
             if plan.initializer is not None:
@@ -155,6 +160,7 @@ class ThreadEngine:
         self._finished = threading.Event()
         self._watchman: threading.Thread | None = None
         self._watch_at: int | None = None
+        self._watched_until: int | None = None  # it sleeps until then; None: for ever
         self._watch_signal = Signal()
 
     def start(self, handlers: Handlers, plan: WorkerPlan, slots: Sequence[int]) -> None:
@@ -164,14 +170,26 @@ class ThreadEngine:
             self._start(slot)
 
     def open(self, slot: int) -> None:
-        self.handlers.events.append((self.handlers.on_open, slot))
-        self._start(slot)
+        handlers = self.handlers
+        handlers.events.append((handlers.on_open, slot))
+        try:
+            self._start(slot)
+        except RuntimeError as error:  # there can be no more threads
+            self._slots.pop(slot, None)
+            handlers.events.append((handlers.on_failed, (slot, error)))
+            handlers.events.append((handlers.on_down, SlotEnd(slot, None, None, None, 0)))
 
     def _start(self, slot: int) -> None:
-        if slot not in self._slots:
+        at = self._slots.get(slot)
+        if at is None:
             self._started += 1
-            self._slots[slot] = opened = _Slot(self, slot, self._started)
-            opened.thread.start()
+            self._slots[slot] = at = _Slot(self, slot, self._started)
+        if at.thread.ident is None:
+            try:
+                at.thread.start()
+            except RuntimeError:
+                if not at.begun:  # else it was started by a `start` that was interrupted
+                    raise
 
     def entry(self, slot: int, packet: int, body: Body) -> tuple[Any, int]:
         return (slot, packet, body.buffers), 0
@@ -181,7 +199,7 @@ class ThreadEngine:
         while outbox:
             slot, packet, buffers = outbox[0]
             at = self._slots.get(slot)
-            # To a slot that has ended nothing is sent: the word of its end is on its way, and this is among what it held.
+            # Nothing is sent to a slot that has ended: the word of that is on its way, and this is among what it held.
             sent = map(at.queue.put, ((packet, buffers),)) if at is not None else ()
             # commit: sent and removed in one step
             _sent = [*sent]
@@ -191,7 +209,7 @@ class ThreadEngine:
         at = self._slots.get(slot)
         if at is None:
             return
-        packets = filter(None, iter(at.queue.get_nowait, _NEVER))
+        packets = filter(None, iter(at.queue.get_nowait, NEVER))
         came_back = zip(repeat(self.handlers.on_came_back), map(itemgetter(0), packets), strict=False)
         try:
             # commit: each packet is taken and recorded in one step
@@ -255,15 +273,20 @@ class ThreadEngine:
         self._watch_at = look_at
         if look_at is not None:
             if self._watchman is None:
-                self._watchman = threading.Thread(target=self._watch, name="pairpool-watch", daemon=True)
-                self._watchman.start()
-            self._watch_signal.set()
+                watchman = threading.Thread(target=self._watch, name="pairpool-watch", daemon=True)
+                watchman.start()
+                self._watchman = watchman
+            until = self._watched_until
+            if until is None or look_at < until:
+                self._watch_signal.set()
 
     def _watch(self) -> None:
         while not self._finished.is_set():
-            watch_at = self._watch_at
+            self._watched_until = watch_at = self._watch_at
             self._watch_signal.wait(None if watch_at is None else max(0.0, (watch_at - time.monotonic_ns()) / 1e9))
-            if self._watch_at is not None and self._watch_at <= time.monotonic_ns():
+            now = time.monotonic_ns()
+            if self._watch_at is not None and self._watch_at <= now:
+                self._watch_at = None  # whoever digests says when to look again, if at all
                 self.handlers.drain()
 
     def work(self) -> bool:

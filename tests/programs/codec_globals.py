@@ -170,9 +170,7 @@ def check_later_classes(worker: Worker) -> None:
     assert worker.call(is_point, Point(1))
     assert worker.map(call_where, [Point(2), Point(3)]) == ["old 2", "old 3"]
     exec(
-        "class Later:\n"
-        "  def __init__(self, x): self.x = x\n"
-        "  def where(self): return 'later', self.x, task()",
+        "class Later:\n  def __init__(self, x): self.x = x\n  def where(self): return 'later', self.x, task()",
         scope,
     )
     assert worker.call(call_where, scope["Later"](1)) == ("later", 1, task())
@@ -183,9 +181,7 @@ def check_later_classes(worker: Worker) -> None:
     assert worker.call(call_where, Point(1)) == "patched 1"
     assert worker.call(is_point, Point(1))
     old = Point(7)
-    exec(
-        "class Point:\n  def __init__(self, x): self.x = x\n  def where(self): return f'new {self.x}'", scope
-    )
+    exec("class Point:\n  def __init__(self, x): self.x = x\n  def where(self): return f'new {self.x}'", scope)
     assert worker.call(call_where, scope["Point"](1)) == "new 1"
     assert worker.call(call_where, old) == "patched 7"
     assert worker.call(is_point, scope["Point"](1))

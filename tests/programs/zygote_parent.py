@@ -6,7 +6,6 @@ prints after ``and`` is to live on.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
@@ -30,14 +29,6 @@ def nest_within(method: str) -> list[int]:
     """Make a zygote and a worker of this worker's; return the pids of both."""
     _nested.append(Nest(method))
     return [_nested[0].zygote.pid, _nested[0].spawn().call(os.getpid)]
-
-
-def stray_fork() -> int:
-    """Fork as a C library does, with no hook run: the child keeps every descriptor of this process."""
-    pid: int = ctypes.PyDLL(None).fork()
-    while pid == 0:
-        signal.pause()
-    return pid
 
 
 def scene(name: str, method: str, nest: Nest, workers: list[Remote]) -> tuple[list[int], list[int]]:
@@ -65,11 +56,7 @@ def scene(name: str, method: str, nest: Nest, workers: list[Remote]) -> tuple[li
                 stop_process(pid)
             return children, []
         case "children":
-            return [
-                worker.call(child)
-                for worker in workers
-                for child in (zygotes.start_child, zygotes.fork_child)
-            ], []
+            return [worker.call(child) for worker in workers for child in (zygotes.start_child, zygotes.fork_child)], []
         case "nested":
             return [pid for worker in workers for pid in worker.call(nest_within, method)], []
         case "closed descriptors":
@@ -81,7 +68,7 @@ def scene(name: str, method: str, nest: Nest, workers: list[Remote]) -> tuple[li
             stop_process(nest.zygote.pid)  # or that would see to it, whatever the child holds
             return [], [child]
         case "stray fork of the parent":
-            return [], [stray_fork()]
+            return [], [zygotes.stray_fork()]
         case "starting":
             nest.spawn(100)
             nest.spawn(101)

@@ -1,0 +1,116 @@
+"""The inline engine under a dispatcher: who runs what, and interrupts."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from itertools import count
+from typing import Any
+
+import pytest
+
+from interruptions import Interrupted, Interruption
+from pairpool._dispatch import Call, Dispatcher, WorkerPlan
+from pairpool.engines.inline import InlineEngine
+from pairpool.errors import WorkerLostError
+from pairpool.results import AsyncResult
+
+PATIENCE = 30.0  # seconds after which a result that does not come is a failure, not a wait
+
+
+class InlinePool:
+    """The least of a face over the inline engine."""
+
+    def __init__(self) -> None:
+        self.dispatcher = Dispatcher(InlineEngine(), WorkerPlan(), 1, None)
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> AsyncResult:
+        """Submit a call."""
+        result = AsyncResult(self.dispatcher, None, None, None)
+        self.dispatcher.call(self.made(result, function, *arguments))
+        return result
+
+    def made(self, result: AsyncResult, function: Callable[..., Any], *arguments: Any) -> Call:
+        """Make a call."""
+        return Call(*self.dispatcher.encoder.call(function, arguments, {}), result)
+
+
+@pytest.fixture
+def pool() -> Iterator[InlinePool]:
+    """A pool that ends with the test."""
+    pool = InlinePool()
+    yield pool
+    pool.dispatcher.terminate()
+    pool.dispatcher.join()
+
+
+def test_a_task_runs_on_the_thread_that_submits_it(pool: InlinePool) -> None:
+    """A task has run when `submit` returns, in the same thread."""
+    result = pool.submit(threading.get_ident)
+    assert result.ready()
+    assert result.get() == threading.get_ident()
+
+
+def test_a_task_may_submit_another(pool: InlinePool) -> None:
+    """A task that a task submits runs after it."""
+    order: list[str] = []
+
+    def first() -> AsyncResult:
+        inner = pool.submit(order.append, "second")
+        order.append("first")
+        return inner
+
+    pool.submit(first).get(PATIENCE).get(PATIENCE)
+    assert order == ["first", "second"]
+
+
+def test_one_task_runs_at_a_time(pool: InlinePool) -> None:
+    """A task that another thread submits meanwhile runs afterwards, and its result comes."""
+    begun, go_on = threading.Event(), threading.Event()
+    order: list[str] = []
+
+    def first() -> None:
+        begun.set()
+        go_on.wait(PATIENCE)
+        order.append("first")
+
+    thread = threading.Thread(target=lambda: pool.submit(first).get(PATIENCE))
+    thread.start()
+    begun.wait(PATIENCE)
+    second = pool.submit(order.append, "second")
+    assert not second.ready()
+    go_on.set()
+    second.get(PATIENCE)
+    thread.join()
+    assert order == ["first", "second"]
+
+
+def test_an_interrupted_pool_is_whole(pool: InlinePool) -> None:
+    """Wherever a handler strikes, every call ends: with its value, or, where it was struck, with a reason."""
+    ran: list[int] = []
+
+    def double(item: int) -> int:
+        ran.append(item)
+        return 2 * item
+
+    lost = untouched = 0
+    for number in count():
+        ran.clear()
+        results = [AsyncResult(pool.dispatcher, None, None, None) for _ in range(3)]
+        calls = [pool.made(result, double, item) for item, result in enumerate(results)]
+        pool.dispatcher.calls.incoming.extend(calls)
+        interruption = Interruption([number])
+        interruption.watch(pool.dispatcher.drain)
+        for item, result in enumerate(results):
+            try:
+                assert result.get(PATIENCE) == 2 * item
+            except (WorkerLostError, Interrupted):
+                lost += 1
+        assert len(set(ran)) == len(ran)
+        if not interruption.struck:
+            assert sorted(ran) == [0, 1, 2]
+            untouched += 1
+        if untouched == 10:  # of which some may be the callback thread's work, which nothing interrupts
+            break
+    assert lost > 0
+    assert len(pool.dispatcher.scheduler.slots) == 1

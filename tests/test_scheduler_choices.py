@@ -1,0 +1,291 @@
+"""What the scheduler chooses: whose turn it is, how much at once, where to, and when to take it back."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+
+from bench import MICROSECOND, MILLISECOND, Bench
+from pairpool._scheduler import DEPTH, GROWTH, LEARNING, MAX_UNITS, SHORTEST, TARGET, Action
+from pairpool._states import Packet, PacketEvent
+from simulated import SimulatedPool
+from simulated_workers import SimulatedJob, SimulatedWorker
+
+
+@pytest.mark.parametrize("unit_ns", [0, MICROSECOND, 5 * MILLISECOND, 1000 * MILLISECOND])
+def test_a_short_job_does_not_wait_for_a_long_one(unit_ns: int) -> None:
+    """A job of one unit that comes while a million units wait is in one of the next packets sent."""
+    bench = Bench(2)
+    million = bench.job(1, 1_000_000)
+    while len(bench.send()) != 1 or million.grown * million.unit_ns < TARGET:
+        bench.finish(next(iter(bench.scheduler.packets.values())))
+    bench.job(2, 1, unit_ns=unit_ns)
+    sent: list[Packet] = []
+    while not any(packet.job.ident == 2 for packet in sent):
+        bench.finish(next(iter(bench.scheduler.packets.values())), unit_ns=million.unit_ns)
+        sent += bench.send()
+    ahead = sum(packet.load for packet in sent[-1].slot.packets.values() if packet is not sent[-1])
+    assert ahead <= DEPTH
+    assert len(sent) <= 2 * DEPTH // TARGET
+
+
+def test_jobs_take_turns() -> None:
+    """Jobs with waiting units are given packets one after another."""
+    bench = Bench(1)
+    for ident in (1, 2, 3):
+        bench.job(ident, 1000, unit_ns=MILLISECOND)
+    assert [packet.job.ident for packet in bench.send()][:6] == [1, 2, 3, 1, 2, 3]
+
+
+def test_packets_grow_while_they_are_short() -> None:
+    """Packets begin with one unit and grow until one takes about `TARGET`; slow units go one by one."""
+    bench = Bench(1)
+    bench.job(1, 10**6)
+    sizes = []
+    for _ in range(10):
+        packet = bench.send()[0]
+        sizes.append(packet.count)
+        for each in bench.slots[0].packets.copy().values():
+            bench.finish(each, unit_ns=MICROSECOND)
+    assert sizes[0] == 1
+    assert all(1 < larger / smaller <= GROWTH for smaller, larger in pairwise(sizes[:4]))
+    assert sizes[-1] == TARGET // MICROSECOND
+    slow = bench.job(2, 100)
+    slow.unit_ns, slow.grown = TARGET + 1, MAX_UNITS
+    bench.scheduler.remove(bench.scheduler.jobs[1])
+    assert {packet.count for packet in bench.send()} == {1}
+
+
+def test_packets_of_a_growing_job_are_not_sent_far_ahead() -> None:
+    """While packets still grow only a few are sent ahead, since the next will be larger."""
+    bench = Bench(2)
+    bench.job(1, 10**6, unit_ns=MICROSECOND)
+    assert len(bench.send()) == LEARNING * 2
+
+
+def test_the_last_units_are_shared_out() -> None:
+    """Near the end of a job packets shrink, so that every slot has some of it; but not to the tiniest."""
+    bench = Bench(4)
+    job = bench.job(1, 64, unit_ns=SHORTEST)
+    job.grown = MAX_UNITS
+    sent = bench.send()
+    assert {packet.slot.ident for packet in sent} == {0, 1, 2, 3}
+    assert max(packet.count for packet in sent) <= 64 // 4
+    tiny = bench.job(2, 10, unit_ns=SHORTEST // 10)
+    tiny.grown = MAX_UNITS
+    assert [packet.count for packet in bench.send()] == [10]
+
+
+def test_a_slot_is_as_deep_as_time_says() -> None:
+    """A slot holds about `DEPTH` of work, whatever the number of packets."""
+    bench = Bench(2)
+    bench.job(1, 10**6, unit_ns=MILLISECOND)
+    bench.send()
+    assert all(DEPTH - MILLISECOND < slot.load <= DEPTH for slot in bench.slots)
+
+
+def test_a_slot_holds_no_more_than_its_credit() -> None:
+    """However short the packets, a slot's channel is never given more than it takes."""
+    bench = Bench(1, credit=3)
+    bench.job(1, 1000, unit_ns=TARGET)
+    assert len(bench.send()) == 3
+
+
+def test_a_long_unit_is_not_queued_behind_another() -> None:
+    """Units that each fill a slot's depth wait with the pool, not behind each other."""
+    bench = Bench(2)
+    bench.job(1, 10, unit_ns=DEPTH)
+    assert len(bench.send()) == 2
+
+
+def test_an_unknown_job_is_tried_first() -> None:
+    """Of a job that nothing is known of, one packet a slot is sent."""
+    bench = Bench(3)
+    bench.job(1, 1000)
+    assert [packet.count for packet in bench.send()] == [1, 1, 1]
+
+
+def test_what_comes_back_goes_first_and_in_order() -> None:
+    """Recalled units are handed out again before new ones, lowest first, in packets as long as others."""
+    bench = Bench(1)
+    job = bench.job(1, 1000, unit_ns=TARGET // 4)
+    job.grown = 4
+    head, *queued = bench.send()
+    for packet in reversed(queued):
+        bench.scheduler.came_back(packet, PacketEvent.RECALL, 0, None)
+    assert job.returned == ((head.count, job.next),)
+    again = bench.send()
+    assert [(packet.first, packet.count) for packet in again] == [(each.first, each.count) for each in queued]
+
+
+def test_idle_slots_get_what_is_queued_elsewhere() -> None:
+    """Where a slot idles and no unit waits, the queue of the fullest slot is recalled, once."""
+    bench = Bench(2)
+    bench.job(1, 8, unit_ns=MILLISECOND)
+    bench.send()
+    for packet in list(bench.slots[1].packets.values()):
+        bench.finish(packet, unit_ns=MILLISECOND)
+    bench.taken()
+    assert bench.scheduler.steal()
+    assert not bench.scheduler.steal()
+    assert bench.taken() == [(Action.RECALL, bench.slots[0].ident)]
+
+
+def test_nothing_is_recalled_where_units_wait() -> None:
+    """Where every slot has something to do nothing is recalled."""
+    bench = Bench(2)
+    bench.job(1, 1000, unit_ns=MILLISECOND)
+    bench.send()
+    assert not bench.scheduler.steal()
+
+
+def test_a_new_worker_is_relieved_while_it_starts() -> None:
+    """A packet that waits for a worker to come up is recalled for a slot that idles."""
+    bench = Bench(1)
+    bench.scheduler.maintain(2)
+    asked = bench.slots[1]
+    bench.job(1, 2, unit_ns=DEPTH)
+    assert [packet.slot for packet in bench.send()] == bench.slots[:1]  # there is no way to send it anything yet
+    bench.scheduler.opened(asked, None)
+    head = bench.send()[0]
+    assert head.slot is asked
+    bench.finish(next(iter(bench.slots[0].packets.values())))
+    bench.taken()
+    assert bench.scheduler.steal()
+    assert bench.taken() == [(Action.RECALL, asked.ident)]
+
+
+def late_packet(bench: Bench, units: int = 4) -> Packet:
+    """Send a packet of some units and let it become late."""
+    job = bench.job(1, 1000, closed=False, unit_ns=TARGET // units)
+    job.grown = units
+    head = bench.send()[0]
+    bench.now = head.look_at
+    return head
+
+
+def test_the_tail_of_a_late_packet_is_cut_for_an_idle_slot() -> None:
+    """A packet that takes longer than thought is looked at; its tail goes to a slot that idles."""
+    bench = Bench(2)
+    job = bench.job(1, 4, unit_ns=TARGET // 4)
+    job.grown = MAX_UNITS
+    head = bench.assign(bench.scheduler.choose()._replace(limit=4))  # type: ignore[union-attr]
+    assert bench.scheduler.deadline() == head.look_at
+    bench.scheduler.late(head.look_at - 1)
+    assert bench.taken() == []
+    bench.scheduler.late(head.look_at)
+    assert bench.taken() == [(Action.LOOK, head.slot.ident, head.ident, True)]
+    bench.scheduler.cut(head, 1, bench.now, None)
+    assert job.returned == ((1, 4),)
+    assert bench.send()[0].slot is not head.slot
+
+
+def test_where_no_slot_idles_a_late_packet_keeps_its_tail() -> None:
+    """Where units wait for every slot, a look only brings results."""
+    bench = Bench(1)
+    head = late_packet(bench)
+    bench.scheduler.late(bench.now)
+    assert bench.taken() == [(Action.LOOK, head.slot.ident, head.ident, False)]
+
+
+def test_looks_become_rare() -> None:
+    """Each look at a packet is twice as long after the one before, within limits."""
+    bench = Bench(1)
+    head = late_packet(bench)
+    pauses = []
+    for _ in range(10):
+        bench.scheduler.late(head.look_at)
+        pauses.append(head.look_at - bench.now)
+        bench.now = head.look_at
+    assert pauses == [MILLISECOND * min(64, 2**each) for each in range(1, 11)]
+
+
+def test_nothing_stays_behind_a_unit_that_hangs() -> None:
+    """Queue and tail of a slot that is stuck go elsewhere, even if no other slot ever idles."""
+    pool = SimulatedPool(2)
+    endless = SimulatedJob([50 * MICROSECOND] * 100_000)
+    pool.submit(endless, 100_000, closed=False)
+    short = SimulatedJob([50 * MICROSECOND])
+    hung, busy = warm_up(pool, endless)
+    pool.submit(short, 1, closed=True)
+    while short.plan.in_flight == 0:
+        go_on(pool, hung)
+        go_on(pool, busy)
+    if short.plan.ident not in [packet.job.ident for packet in pool.scheduler.slots[hung.slot].packets.values()]:
+        hung, busy = busy, hung
+    while not hung.running:
+        hung.step()
+    at = pool.now
+    while not short.finished:
+        go_on(pool, busy)
+        assert pool.now < at + 1000 * MILLISECOND
+    assert hung.packet is not None
+    assert pool.scheduler.packets[hung.packet.ident].count == hung.next
+    assert list(pool.scheduler.slots[hung.slot].packets) == [hung.packet.ident]
+
+
+def warm_up(pool: SimulatedPool, job: SimulatedJob) -> tuple[SimulatedWorker, SimulatedWorker]:
+    """Have two workers at work on a job until its running time is known."""
+    pool.digest()
+    first, second = pool.workers.values()
+    while len(job.fates) < 100:
+        go_on(pool, first)
+        go_on(pool, second)
+    return first, second
+
+
+def go_on(pool: SimulatedPool, worker: SimulatedWorker) -> None:
+    """Let a worker take some steps, and hear of them."""
+    for _ in range(6):
+        pool.now += worker.step() or 0
+    worker.receive(len(worker.channel))
+    pool.digest()
+
+
+def test_an_idle_pool_needs_no_timer() -> None:
+    """Where nothing is in flight there is no moment at which to look at anything."""
+    bench = Bench(2)
+    bench.job(1, 4)
+    while sent := bench.send():
+        for packet in sent:
+            bench.finish(packet)
+    assert bench.scheduler.deadline() is None
+
+
+def test_one_long_unit_soon_needs_no_timer() -> None:
+    """A single unit with nothing behind it needs no timer; with something behind it, only until that is recalled."""
+    bench = Bench(1)
+    bench.job(1, 1)
+    bench.send()
+    assert bench.scheduler.deadline() is None
+    bench.job(2, 1)
+    (queued,) = bench.send()
+    looks = 0
+    while (look_at := bench.scheduler.deadline()) is not None:
+        bench.scheduler.late(look_at)
+        looks += 1
+    assert looks < 8
+    assert bench.taken() == [(Action.RECALL, 0)]
+    bench.scheduler.came_back(queued, PacketEvent.RECALL, bench.now, None)
+    assert bench.send() == []
+    assert bench.scheduler.deadline() is None
+
+
+def test_a_retiring_slot_gets_no_packets() -> None:
+    """A slot that retires is given nothing more, and its late packet is cut whoever waits."""
+    bench = Bench(1)
+    head = late_packet(bench)
+    bench.scheduler.maintain(0)
+    bench.scheduler.late(bench.now)
+    assert bench.send() == []
+    assert (Action.LOOK, head.slot.ident, head.ident, True) in bench.taken()
+
+
+def test_a_cut_that_takes_nothing_changes_nothing() -> None:
+    """Where the worker had claimed every unit a cut changes nothing."""
+    bench = Bench(1)
+    head = late_packet(bench)
+    bench.scheduler.cut(head, head.count, 0, None)
+    assert head.count == 4
+    assert head.job.returned == ()
