@@ -80,7 +80,7 @@ class Pool(stdlib.Pool):
         self,
         func: Callable[..., T],
         args: Iterable[Any] = (),
-        kwds: Mapping[str, Any] = {},  # noqa: B006 (stdlib's)
+        kwds: Mapping[str, Any] = {},
     ) -> T:
         """Calls ``func(*args, **kwds)`` in a worker and returns what it returns."""
         result: T = self.apply_async(func, args, kwds).get()
@@ -90,7 +90,7 @@ class Pool(stdlib.Pool):
         self,
         func: Callable[..., Any],
         args: Iterable[Any] = (),
-        kwds: Mapping[str, Any] = {},  # noqa: B006 (stdlib's)
+        kwds: Mapping[str, Any] = {},
         callback: Callable[[Any], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
     ) -> AsyncResult:

@@ -152,11 +152,11 @@ class SimulatedPool:
 
     def _ask(self, kind: Action, worker: SimulatedWorker, *arguments: Any) -> None:
         match kind, *arguments:
-            case Action.RECALL, :
+            case (Action.RECALL,):
                 worker.recall()
             case Action.LOOK, packet, cut:
                 worker.look(packet, cut=cut)
-            case Action.STOP, :
+            case (Action.STOP,):
                 self._stop(worker)
             case _:
                 raise AssertionError(f"no such action: {kind}")

@@ -78,9 +78,7 @@ class TestKinds:
         assert definition.kind is kind
         assert callable(arrive(definition.payload))
 
-    @pytest.mark.parametrize(
-        "function", [add, decorated, cached, Thing, len, LOCAL["lambda"], LOCAL["closure"]]
-    )
+    @pytest.mark.parametrize("function", [add, decorated, cached, Thing, len, LOCAL["lambda"], LOCAL["closure"]])
     def test_call_apart(self, encoder: Encoder, function: Any) -> None:
         """An unchanged function or class travels once: every call has the same definition."""
         first, payload = encoder.call(function, (1,), {"x": [2]})
@@ -142,8 +140,8 @@ class TestKept:
     @pytest.mark.parametrize("attribute", ["__code__", "__defaults__", "__kwdefaults__"])
     def test_changed_function(self, encoder: Encoder, attribute: str) -> None:
         """A function given other code or defaults is sent anew."""
-        function: Any = lambda x=1, *, y=2: (x, y)  # noqa: E731
-        other: Any = lambda x=3, *, y=4: (y, x)  # noqa: E731
+        function: Any = lambda x=1, *, y=2: (x, y)
+        other: Any = lambda x=3, *, y=4: (y, x)
         before = encoder.definition(function)
         setattr(function, attribute, getattr(other, attribute))
         after = encoder.definition(function)

@@ -163,8 +163,7 @@ class TestData:
 
         def work(number: int) -> None:
             found.extend(
-                arrive(encoder.dumps([number, turn, Thing(turn)]))[:2] == [number, turn]
-                for turn in range(200)
+                arrive(encoder.dumps([number, turn, Thing(turn)]))[:2] == [number, turn] for turn in range(200)
             )
 
         threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]

@@ -86,9 +86,7 @@ class TestDescriptors:
 
         assert threading.enumerate() == threads
 
-    def test_closed_with_the_payload(
-        self, encoder: Encoder, pair: tuple[socket.socket, socket.socket]
-    ) -> None:
+    def test_closed_with_the_payload(self, encoder: Encoder, pair: tuple[socket.socket, socket.socket]) -> None:
         """A payload that is dropped leaves no descriptor behind; closing it twice closes nothing else."""
         payload = encoder.dumps(pair)
         first, second = payload.descriptors

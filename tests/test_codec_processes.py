@@ -74,9 +74,7 @@ def test_main_module(arguments: tuple[str, str]) -> None:
     """Under each start method functions and classes of the main module are what they are in the caller."""
     path = os.pathsep.join([str(PROGRAMS.parent), *sys.path])
     command = [sys.executable, "-W", "error", str(PROGRAMS / "codec_globals.py"), *arguments]
-    done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": path}, text=True, capture_output=True, check=False
-    )
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, text=True, capture_output=True, check=False)
 
     assert (done.stdout, done.stderr) == ("all as it should be\n", "")
 
@@ -98,10 +96,7 @@ def test_interactive_main_module() -> None:
     path = os.pathsep.join([str(PROGRAMS.parent), *sys.path])
     command = [sys.executable, "-c", program]
 
-    assert (
-        subprocess.check_output(command, env={**os.environ, "PYTHONPATH": path}, text=True)
-        == "11 [21] [31]\n"
-    )
+    assert subprocess.check_output(command, env={**os.environ, "PYTHONPATH": path}, text=True) == "11 [21] [31]\n"
 
 
 def test_errors(worker: Worker) -> None:

@@ -64,9 +64,7 @@ class TestResults:
         """Results arrive as they are."""
         assert decode_result(encode_result(value)) == value
 
-    @pytest.mark.parametrize(
-        "value", [lambda: 42, [lambda: 42], threading.Lock()], ids=["lambda", "list", "lock"]
-    )
+    @pytest.mark.parametrize("value", [lambda: 42, [lambda: 42], threading.Lock()], ids=["lambda", "list", "lock"])
     def test_refused_as_in_the_stdlib(self, value: Any) -> None:
         """What the stdlib's pool does not return raises its MaybeEncodingError, equal in all attributes."""
         with pytest.raises(Exception, match="pickle") as reason:

@@ -54,9 +54,7 @@ class TestEqualAcrossProcesses:
         source = "class C:\n  def f(self):\n    class D: x = 1\n    self.y = self.z = 1\n"
         one = make(source)
         scope: dict[str, Any] = {"__name__": "__main__"}
-        exec(
-            compile("\n\n\n" + source.replace("\n    class", "\n\n    class"), "another file", "exec"), scope
-        )
+        exec(compile("\n\n\n" + source.replace("\n    class", "\n\n    class"), "another file", "exec"), scope)
 
         assert digest(one, Scope.ALL) == digest(scope["C"], Scope.ALL)
 
@@ -148,9 +146,7 @@ class TestDifferences:
 
     def test_circles(self) -> None:
         """A function that closes over itself, and a class that is its own attribute, have a digest."""
-        source = (
-            "def outer():\n  def inner(): return inner() + {}\n  return inner\ninner = outer()\ndef f(): pass"
-        )
+        source = "def outer():\n  def inner(): return inner() + {}\n  return inner\ninner = outer()\ndef f(): pass"
         one, other = (make(source.format(number)).__globals__["inner"] for number in (1, 2))
         cls = make("class C: pass")
         cls.itself = cls

@@ -228,9 +228,7 @@ def test_twins_refuse_a_wrong_number_of_arguments(name: str) -> None:
 @needs_c
 def test_twins_have_the_same_constants() -> None:
     """What both sides of a channel must agree on is the same in both twins."""
-    assert [getattr(TWINS["c"], name) for name in CONSTANTS] == [
-        getattr(TWINS["python"], name) for name in CONSTANTS
-    ]
+    assert [getattr(TWINS["c"], name) for name in CONSTANTS] == [getattr(TWINS["python"], name) for name in CONSTANTS]
 
 
 def exercise(twin: ModuleType) -> None:

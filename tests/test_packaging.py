@@ -96,9 +96,7 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def build(
-    checkout: Path, extension: str | None, setting: tuple[str, str] = ("", "")
-) -> tuple[int, list[str], str]:
+def build(checkout: Path, extension: str | None, setting: tuple[str, str] = ("", "")) -> tuple[int, list[str], str]:
     """Build in place; return the exit code, the libraries that were built, and what was printed."""
     command = ["-W", "ignore", "setup.py", "build_ext", "--inplace"]
     run = run_python(*command, extension=extension, where=checkout, setting=setting)

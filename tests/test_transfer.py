@@ -177,12 +177,8 @@ def test_flush_raises_for_a_closed_socket(twin: ModuleType, sockets: Sockets) ->
         twin.flush(deque([(sockets[0], b"message", ())]))
 
 
-@pytest.mark.parametrize(
-    "bad", [("no socket", b"bad", ()), (None, "no bytes", ()), (None, b"bad", ("no descriptor",))]
-)
-def test_flush_sends_what_stands_before_an_impossible_entry(
-    twin: ModuleType, sockets: Sockets, bad: Any
-) -> None:
+@pytest.mark.parametrize("bad", [("no socket", b"bad", ()), (None, "no bytes", ()), (None, b"bad", ("no descriptor",))])
+def test_flush_sends_what_stands_before_an_impossible_entry(twin: ModuleType, sockets: Sockets, bad: Any) -> None:
     """An entry that cannot be sent is raised when its turn comes; those before it are sent."""
     ours, theirs = sockets
     outgoing: deque[Any] = deque([(ours, b"good", ()), (bad[0] or ours, *bad[1:])])
@@ -441,9 +437,7 @@ ancillary_items = st.tuples(
 )
 
 
-@given(
-    data=st.binary(max_size=3), ancillary=st.lists(ancillary_items, max_size=4), flags=st.integers(0, 0xFF)
-)
+@given(data=st.binary(max_size=3), ancillary=st.lists(ancillary_items, max_size=4), flags=st.integers(0, 0xFF))
 def test_admission_returns_every_descriptor_or_closes_it(
     data: bytes, ancillary: list[tuple[int, int, bytes]], flags: int
 ) -> None:

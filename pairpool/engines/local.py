@@ -34,9 +34,7 @@ What may block: the I/O thread in the outer epoll; a pumping caller in the inner
 
 from __future__ import annotations
 
-import os
 import select
-import signal
 import socket
 import threading
 from _thread import get_ident
@@ -52,7 +50,7 @@ from pairpool._handle import WorkerHandle
 from pairpool._packet import Kind, OutcomeMode
 from pairpool._pump import Kick, Watch
 from pairpool._waiting import Deadline
-from pairpool._zygote import Exited, Spawned, SpawnFailed, WorkerSetup, Zygote
+from pairpool._zygote import Exited, Spawned, WorkerSetup, Zygote
 from pairpool.engines import Handlers, Outcomes, SlotEnd, WorkerPlan
 
 if TYPE_CHECKING:
