@@ -66,8 +66,8 @@ def encode(kind: int, ident: int, buffers: Sequence[Any]) -> tuple[bytes, _descr
 def decode(message: Any, descriptors: tuple[int, ...]) -> tuple[int, int, list[memoryview], tuple[int, ...]]:
     """Kind, ident and buffers of a message, and the descriptors that belong to what it carries.
 
-    The descriptor of a spilled message's memfd is the first of `descriptors`; it stays the caller's to close, and may be
-    closed at once. Raises FramingError for anything malformed.
+    The descriptor of a spilled message's memfd is the first of `descriptors`; it stays the caller's to close, and
+    may be closed at once. Raises FramingError for anything malformed.
     """
     kind, ident, buffers = _framing.unpack(message)
     if kind != SPILLED:

@@ -15,7 +15,7 @@ class Context:
     def __init__(self, method: str | None) -> None:
         self._context = multiprocessing.get_context(method)
 
-    def Pool(
+    def Pool(  # noqa: N802 (the stdlib's name)
         self,
         processes: int | None = None,
         initializer: Callable[..., object] | None = None,

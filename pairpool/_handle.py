@@ -100,7 +100,7 @@ class WorkerHandle:
         events = handlers.events
         try:
             message, received = _framing.admit(raw)
-            kind, ident, buffers, descriptors = _channel.decode(message, received)
+            kind, ident, buffers, _ = _channel.decode(message, received)
             argument: Any
             if kind == Kind.OUTCOMES:
                 handler, argument = handlers.on_outcomes, self._outcomes(ident, buffers)

@@ -1,7 +1,7 @@
 """Makes `multiprocessing.Pool` ours, for programs and libraries that nobody wants to edit; and undoes it.
 
-One attribute of `multiprocessing.pool` is behind all the ways to a pool: ``multiprocessing.Pool``, ``get_context().Pool`` and
-``multiprocessing.dummy.Pool`` look up the class there at each call. The trap: the stdlib's own ThreadPool calls
+One attribute of `multiprocessing.pool` is behind all the ways to a pool: ``multiprocessing.Pool``,
+``get_context().Pool`` and ``multiprocessing.dummy.Pool`` look up the class there at each call. The trap: the stdlib's own ThreadPool calls
 ``Pool.__init__`` by that global name, so that ours would be run on an object that is none of ours. Ours hands such
 an object on to the original.
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import multiprocessing.pool as stdlib
 import sys
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from pairpool.pool import Pool, ThreadPool
 
@@ -23,7 +23,7 @@ _originals: dict[str, Any] = {}
 class Installation:
     """What `install` returns: a context manager that undoes it."""
 
-    def __enter__(self) -> Installation:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -22,7 +22,7 @@ Reducer = Callable[[Any], Any]
 _NOTHING: Final[Iterator[None]] = iter(())
 
 
-class OwnedDescriptors(tuple[int, ...]):
+class OwnedDescriptors(tuple[int, ...]):  # noqa: SLOT001  (a tuple cannot have slots)
     """Duplicated descriptors, closed by `close()` or else with the last reference."""
 
     _closing: Iterator[None] = _NOTHING
@@ -87,7 +87,7 @@ class Collector:
         self._collected += map(os.dup, (descriptor,))
         return len(self._collected) - 1
 
-    def DupFd(self, index: int) -> PassedDescriptor:
+    def DupFd(self, index: int) -> PassedDescriptor:  # noqa: N802  (the stdlib's name)
         return PassedDescriptor(index)
 
 

@@ -149,6 +149,8 @@ class Runner:
         values: list[Any] = []
         failures: dict[int, tuple[int, Any]] = {}
         packet.run_all(self._page.claim, values, failures)
+        if not values:
+            return  # the parent took all of it back before the first was claimed
         if not failures:
             shared = self._codec.encode_values(values)
             if shared is not None:

@@ -70,4 +70,4 @@ class InitializerError(PairpoolError):
 
 
 class RefusedError(PairpoolError):
-    """Raised by an item that names something in ``__main__`` which the worker has otherwise, and that cannot travel by value."""
+    """Raised by an item that names something in ``__main__`` that the worker has otherwise and that cannot go by value."""

@@ -90,7 +90,7 @@ class _Result:
         self._settled = True
         self._done = True
         self._pool = None
-        for signal in self.signals:
+        for signal in self.signals[:]:
             signal.set()
 
     def outcome(self) -> Outcome:
@@ -250,7 +250,7 @@ class IMapIterator(stdlib.IMapIterator, Generic[T]):  # type: ignore[type-arg]
         self._dispatcher = dispatcher
         self._pool: Any = pool
         self._ready: dict[int, tuple[int, Any]] = {}  # by unit
-        self._order: list[int] = []  # units in the order of arrival
+        self._order: deque[int] = deque()  # units in the order of arrival
         self._next = 0  # results taken
         self._length: int | None = None  # units in all, once known
         self._failed: BaseException | None = None
@@ -274,7 +274,7 @@ class IMapIterator(stdlib.IMapIterator, Generic[T]):  # type: ignore[type-arg]
         return None
 
     def progress(self) -> None:
-        for signal in self.signals:
+        for signal in self.signals[:]:
             signal.set()
 
     def finish(self) -> None:
@@ -387,7 +387,7 @@ class Future(concurrent.futures.Future[T]):
                 self._state = "FINISHED"
         if quiet:
             self._pool = None
-            for signal in self.signals:
+            for signal in self.signals[:]:
                 signal.set()
         elif self._state == "RUNNING" or self._state == "PENDING":
             # Somebody waits through its Condition, or left callbacks: both may take time and run the user's code.
@@ -404,7 +404,7 @@ class Future(concurrent.futures.Future[T]):
         except concurrent.futures.InvalidStateError:
             pass  # cancelled, or told before
         self._pool = None
-        for signal in self.signals:
+        for signal in self.signals[:]:
             signal.set()
 
     # -- the caller's side -----------------------------------------------------------------------------------

@@ -68,11 +68,11 @@ class Handlers(Protocol):
 
     def on_outcomes(self, outcomes: Outcomes) -> None: ...
     def on_refused(self, refusal: tuple[int, Any]) -> None:
-        """(packet, needs)"""
+        """Argument: packet, needs."""
 
     def on_came_back(self, packet: int) -> None: ...
     def on_cut(self, cut: tuple[int, int]) -> None:
-        """(packet, units the worker keeps)"""
+        """Argument: packet, units the worker keeps."""
 
     def on_open(self, slot: int) -> None:
         """A slot that was asked for by `Engine.open` can be sent packets."""
@@ -81,7 +81,7 @@ class Handlers(Protocol):
         """Its worker has run the initializer."""
 
     def on_failed(self, failure: tuple[int, BaseException]) -> None:
-        """(slot, what its initializer raised)"""
+        """Argument: slot, what its initializer raised."""
 
     def on_down(self, end: SlotEnd) -> None: ...
     def on_broken(self, error: BaseException) -> None:

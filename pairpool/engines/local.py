@@ -313,7 +313,7 @@ class LocalEngine:
                 continue
             if isinstance(reply, Spawned):
                 handle.spawned(reply)
-                for signal_ in self.signals:
+                for signal_ in self.signals[:]:
                     signal_.set()
             elif isinstance(reply, Exited):
                 self._on_exited(reply)
@@ -326,7 +326,7 @@ class LocalEngine:
             self._on_end(handle, reply.exitcode)
 
     def _on_end(self, handle: WorkerHandle, exitcode: int | None) -> None:
-        """A worker has ended: everything that it told and everything that it never began comes before the word of it."""
+        """A worker has ended: what it told and what it never began comes before the word of it."""
         handle.exitcode = exitcode if exitcode is not None else -255
         events, handlers = self.handlers.events, self.handlers
         with self._receiving:

@@ -2,6 +2,7 @@
 
 # Written as its users write: without types, and without words about each function.
 # mypy: ignore-errors
+# ruff: noqa: D101, D102, D103
 
 import functools
 import operator
@@ -89,7 +90,7 @@ def main():
         check(pool, operator.index, list(range(5)))
         check(pool, local_class, [local_class(value) for value in range(5)])
         check(pool, recursive, [1] * 5)
-        check(pool, lambda value: make_closure(1)(value), one_more)
+        check(pool, lambda value: make_closure(1)(value), one_more)  # noqa: PLW0108 (the lambda is the point)
     pool.join()
 
 

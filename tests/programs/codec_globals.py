@@ -63,7 +63,7 @@ def use_hidden() -> str:
 def replace_hidden() -> None:
     """Replace a function in the worker alone."""
     global hidden
-    hidden = lambda: "the worker's"
+    hidden = lambda: "the worker's"  # noqa: E731
 
 
 def twice(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -131,7 +131,7 @@ def echo(obj: Any) -> Any:
 def check_globals_of_an_initializer(worker: Worker) -> None:
     """Functions by name and by value see what the initializer set, and none overwrites it."""
     assert worker.call(see_model) == ("set", 99)
-    later = lambda: (MODEL, LIMIT, LOCK.locked())
+    later = lambda: (MODEL, LIMIT, LOCK.locked())  # noqa: E731
     assert worker.call(later) == ("set", 99, False)
     assert worker.call(see_model) == ("set", 99)
     assert worker.map(lambda _: MODEL, [1, 2]) == ["set", "set"]
@@ -243,8 +243,8 @@ def check_changes_that_are_undone(worker: Worker) -> None:
     scope = globals()
     scope["changing"] = lambda: "one"
     scope["changing_data"] = 1
-    first = lambda: (changing(), changing_data)  # type: ignore[name-defined]
-    second = lambda: (changing(), changing_data, "second")  # type: ignore[name-defined]
+    first = lambda: (changing(), changing_data)  # type: ignore[name-defined]  # noqa: E731, F821
+    second = lambda: (changing(), changing_data, "second")  # type: ignore[name-defined]  # noqa: E731, F821
     exec("class Changing:\n  def where(self): return changing()", scope)
     original, early = scope["changing"], worker.encoder.definition(first)
     assert worker.call(first) == ("one", 1)
