@@ -68,7 +68,7 @@ _HOMES = {
     "uninstall": "_install",
 }
 
-__all__ = sorted(_HOMES)  # noqa: PLE0605 (the names are in one place, where each is with its module)
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -70,4 +70,4 @@ class InitializerError(PairpoolError):
 
 
 class RefusedError(PairpoolError):
-    """Raised by an item that names something in ``__main__`` that the worker has otherwise and that cannot go by value."""
+    """Raised by an item that names what the worker's ``__main__`` has otherwise and that cannot go by value."""

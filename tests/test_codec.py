@@ -140,8 +140,8 @@ class TestKept:
     @pytest.mark.parametrize("attribute", ["__code__", "__defaults__", "__kwdefaults__"])
     def test_changed_function(self, encoder: Encoder, attribute: str) -> None:
         """A function given other code or defaults is sent anew."""
-        function: Any = lambda x=1, *, y=2: (x, y)
-        other: Any = lambda x=3, *, y=4: (y, x)
+        function: Any = lambda x=1, *, y=2: (x, y)  # noqa: E731
+        other: Any = lambda x=3, *, y=4: (y, x)  # noqa: E731
         before = encoder.definition(function)
         setattr(function, attribute, getattr(other, attribute))
         after = encoder.definition(function)

@@ -385,7 +385,7 @@ def test_a_killed_worker_leaves_exact_accounts(twin: ModuleType) -> None:
         parent = Page.create()
         seen = mmap.mmap(-1, 8)  # packet and number of claims that have returned, in one word
 
-        def work(worker: Page, seen: memoryview = memoryview(seen).cast("Q")) -> None:
+        def work(worker: Page, seen: memoryview = memoryview(seen).cast("Q")) -> None:  # noqa: B008
             packet = 0
             while True:
                 packet += 1

@@ -2,6 +2,7 @@
 
 # Written as its users write: without types, and without words about each function.
 # mypy: ignore-errors
+# ruff: noqa: D103
 
 import sys
 
