@@ -1,9 +1,9 @@
 """Makes `multiprocessing.Pool` ours, for programs and libraries that nobody wants to edit; and undoes it.
 
 One attribute of `multiprocessing.pool` is behind all the ways to a pool: ``multiprocessing.Pool``,
-``get_context().Pool`` and ``multiprocessing.dummy.Pool`` look up the class there at each call. The trap: the stdlib's own ThreadPool calls
-``Pool.__init__`` by that global name, so that ours would be run on an object that is none of ours. Ours hands such
-an object on to the original.
+``get_context().Pool`` and ``multiprocessing.dummy.Pool`` look up the class there at each call. The trap: the stdlib's
+own ThreadPool calls ``Pool.__init__`` by that global name, so that ours would be run on an object that is none of
+ours. Ours hands such an object on to the original.
 
 One more place keeps the class itself: the table of what a `multiprocessing.Manager` can make.
 """
