@@ -94,7 +94,7 @@ class Core:
                 scheduler.late(now)
             if (scheduler.packets and scheduler.steal()) or actions or events:
                 continue
-            if (self._restaffs or len(scheduler.slots) != self.size) and scheduler.maintain(self._slots_wanted()):
+            if (self._restaffs or scheduler.staff() != self.size) and scheduler.maintain(self._slots_wanted()):
                 continue
             if self.feeders:
                 self.starving = scheduler.starving()
@@ -282,6 +282,10 @@ class Core:
         events = self.events
         packet = self.scheduler.packets.get(ident)
         if packet is None or packet.slot.ident != slot or offset + count <= packet.done:
+            del events[0]
+            return
+        if offset > packet.done or offset + count > packet.count:
+            self.engine.condemn(slot)
             del events[0]
             return
         record = Record(packet.first + offset, count, mode, buffers)

@@ -461,6 +461,10 @@ class Scheduler:
         if events is not None:
             del events[0]
 
+    def staff(self) -> int:
+        """Slots that take packets, or will."""
+        return sum(slot.state is not SlotState.RETIRING for slot in self.slots.values())
+
     def maintain(self, wanted: int) -> bool:
         """Takes one step towards `wanted` slots that take packets; False where none is needed."""
         staying = [slot for slot in self.slots.values() if slot.state is not SlotState.RETIRING]

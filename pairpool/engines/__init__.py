@@ -138,6 +138,9 @@ class Engine(Protocol):
     def stop(self, slot: int) -> None:
         """Lets the worker of a slot with nothing in flight end."""
 
+    def condemn(self, slot: int) -> None:
+        """The slot's worker answers nonsense: it is to end at once."""
+
     def forget(self, slot: int, definition: int) -> None:
         """The slot's worker will not be sent units of this definition again."""
 

@@ -177,6 +177,11 @@ class LocalEngine:
             except OSError:
                 pass  # the worker has ended; or it has not read in a long time, and keeps a definition for longer
 
+    def condemn(self, slot: int) -> None:
+        handle = self._handles.get(slot)
+        if handle is not None:
+            handle.kill()
+
     def shut(self, *, kill: bool) -> None:
         self._leave(partial(self._shut, kill))
 
@@ -228,6 +233,9 @@ class LocalEngine:
         except (OSError, ValueError):
             if not self._released:
                 raise  # else: the epolls are closed
+        except BaseException:
+            self.wake()  # a signal handler raised: what was received is digested by the I/O thread
+            raise
         finally:
             watched.remove(kick)
             self._close_watch()
