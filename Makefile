@@ -31,12 +31,7 @@ demo: $(VENV)/.installed ## count the tokens and names of the standard library, 
 	@$(BIN)/python -c 'from pairpool._framing import TWIN; print(f"pairpool with its framing in {TWIN}")'
 	@$(BIN)/python examples/count_stdlib.py
 
-# The type check and the whole suite are not green yet; `make typecheck suite versions` runs them.
-test: lint core-suite ## style, and the core of the suite
-
-.PHONY: core-suite
-core-suite: $(VENV)/.installed-dev ## the core of the suite, with the twin that is there
-	$(BIN)/python -m pytest $(PYTEST_OPTIONS) $(CORE_TESTS)
+test: lint typecheck suite versions ## all of the following
 
 lint: $(VENV)/.installed-dev ## style
 	$(BIN)/ruff check .

@@ -15,44 +15,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pairpool._context import get_context as get_context
-    from pairpool._install import install as install
-    from pairpool._install import uninstall as uninstall
+    from pairpool._future import Future as Future
+    from pairpool._install import install as install, uninstall as uninstall
     from pairpool.errors import (
         FramingError as FramingError,
-    )
-    from pairpool.errors import (
         InitializerError as InitializerError,
-    )
-    from pairpool.errors import (
         PairpoolError as PairpoolError,
-    )
-    from pairpool.errors import (
         PoolTerminatedError as PoolTerminatedError,
-    )
-    from pairpool.errors import (
         RefusedError as RefusedError,
-    )
-    from pairpool.errors import (
         TimeoutError as TimeoutError,
-    )
-    from pairpool.errors import (
         UnsupportedPlatformError as UnsupportedPlatformError,
-    )
-    from pairpool.errors import (
         WorkerLostError as WorkerLostError,
     )
-    from pairpool.pool import Pool as Pool
-    from pairpool.pool import ThreadPool as ThreadPool
-    from pairpool.results import AsyncResult as AsyncResult
-    from pairpool.results import Future as Future
-    from pairpool.results import MapResult as MapResult
+    from pairpool.pool import Pool as Pool, ThreadPool as ThreadPool
+    from pairpool.results import AsyncResult as AsyncResult, MapResult as MapResult
 
 __version__ = "0.1.0.dev0"
 
 _HOMES = {
     "AsyncResult": "results",
     "FramingError": "errors",
-    "Future": "results",
+    "Future": "_future",
     "InitializerError": "errors",
     "MapResult": "results",
     "PairpoolError": "errors",

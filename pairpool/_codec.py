@@ -46,6 +46,7 @@ __all__ = [
     "Definition",
     "DefinitionKind",
     "Encoder",
+    "MaybeEncodingError",
     "Need",
     "Payload",
     "decode_error",
@@ -84,7 +85,8 @@ class DefinitionKind(enum.IntEnum):
 class Payload:
     """Pickled bytes, and what they need to be unpickled."""
 
-    data: bytes
+    data: Any
+    """Bytes; where workers share memory with the caller (_objects.py), the object itself."""
     needs: tuple[Need, ...] = ()
     """What a worker must have as the caller has it. Where it has not, it unpickles nothing."""
     fallback: Payload | None = None
@@ -202,11 +204,6 @@ class Encoder:
     def dumps_needs(needs: Iterable[Need]) -> bytes:
         """Write needs down for a worker."""
         return dumps_needs(needs)
-
-    @staticmethod
-    def loads_needs(data: Any) -> list[Need]:
-        """Read the needs that a worker refused."""
-        return loads_needs(data)
 
     # How an object is pickled.
 

@@ -1,7 +1,7 @@
 """What happens to a pool, with the dispatcher's lock held: events in, packets and outcomes out.
 
-`Core` has the state that the lock guards (scheduler, jobs, what workers know) and every step that changes it. Who takes
-the lock, and when, is _dispatch.py's matter.
+`Core` has the state that the lock guards (scheduler, jobs, what workers know) and the steps that change it; those that
+follow from what engines answer are in _answers.py. Who takes the lock, and when, is _dispatch.py's matter.
 
 Interruption
 ============
@@ -22,14 +22,14 @@ from typing import Any
 from pairpool import errors
 from pairpool._codec import Definition
 from pairpool._feeder import CLOSED, Feeder
-from pairpool._jobs import BatchJob, CallJob, Record
-from pairpool._packet import OutcomeMode
-from pairpool._scheduler import Action, Scheduler
-from pairpool._states import PacketEvent
+from pairpool._jobs import BatchJob, CallJob
+from pairpool._scheduler import Scheduler
+from pairpool._states import Action, Job
 from pairpool._waiting import Settable
-from pairpool.engines import Engine, Event, Outcomes, SlotEnd
+from pairpool.engines import Engine, Event
 
-STARTS_THAT_MAY_FAIL = 3  # consecutive failures of the initializer, besides one a slot, before it is believed
+SHORTAGE = 1_000_000_000  # ns for which the system may have no room for a packet before its call is told
+RETRY = 5_000_000  # ns after which it is asked again: nothing tells when there is room
 
 
 class Core:
@@ -44,18 +44,19 @@ class Core:
         self.batches: dict[int, BatchJob] = {}
         self.feeders: dict[int, Feeder] = {}
         self.scheduler = Scheduler(credit=engine.credit, packet_room=engine.packet_room, budget=budget)
-        self.scheduler.add(self.calls.plan)
+        self.scheduler.backlog.add(self.calls.plan)
         self.closing = False
         self.over: BaseException | None = None  # why nothing more can end well
         self.signals: list[Settable] = []  # of those who wait for the pool to become quiet
         self.starving = False  # slots idle and no unit waits: feeders are to drain at once
-        self.look_at: int | None = None
         self.shutting = False  # the engine was told to end
         self._known: dict[int, set[int]] = {}  # by slot: definitions that its worker has confirmed
         self._carried: dict[int, weakref.ref[Definition]] = {}  # definitions that workers may have
         self._dropped: deque[int] = deque()  # those that are gone
         self._failed_starts: set[int] = set()
         self._collapsed = False  # a fault of ours ended everything
+        self._short_since: int | None = None  # the system has had no room for the next packet since then, in ns
+        self._retry_at = 0  # when it is to be asked again
         while self.scheduler.maintain(size):
             pass
         self.scheduler.actions.clear()  # the first workers are not opened one by one
@@ -63,8 +64,17 @@ class Core:
             self._known[slot.ident] = set()
             self.scheduler.opened(slot, None)
 
+    @property
+    def look_at(self) -> int | None:
+        """When to digest at the latest, in ns, though nothing has come; None: never."""
+        look_at = self.scheduler.look_at
+        if self._short_since is None:
+            return look_at
+        return self._retry_at if look_at is None else min(look_at, self._retry_at)
+
     def digest(self) -> None:
         scheduler, events, actions = self.scheduler, self.events, self.scheduler.actions
+        roster = scheduler.roster
         if self._collapsed:
             self._digest_ruins()
             return
@@ -82,19 +92,18 @@ class Core:
                 self._act(actions)
             if self.calls.records:
                 self.calls.digest()
-            now = time.monotonic_ns()
-            while (choice := scheduler.choose()) is not None:
-                slot, job, first, limit = choice
-                source = self.calls if job is self.calls.plan else self.batches[job.ident]
-                body = source.build(first, limit, self._known[slot.ident], self.engine.body_room)
-                entry, size = self.engine.entry(slot.ident, scheduler.next_packet, body)
-                scheduler.assign(choice, body, size, now, self.engine.outbox, entry)
-                self.engine.flush()
-            if self.look_at is not None and now >= self.look_at:
-                scheduler.late(now)
-            if (scheduler.packets and scheduler.steal()) or actions or events:
+            if scheduler.waiting:
+                self._hand_out(self._now())
+            else:
+                self._short_since = None
+            if scheduler.packets:
+                if scheduler.look_at is not None:
+                    scheduler.late(self._now())
+                if scheduler.may_steal:
+                    scheduler.steal()
+            if actions or events:
                 continue
-            if (self._restaffs or scheduler.staff() != self.size) and scheduler.maintain(self._slots_wanted()):
+            if (self._restaffs or roster.staff != self.size) and scheduler.maintain(self._slots_wanted()):
                 continue
             if self.feeders:
                 self.starving = scheduler.starving()
@@ -103,13 +112,48 @@ class Core:
             break
         if self.engine.outbox:
             self.engine.flush()
-        self.look_at = scheduler.deadline() if scheduler.packets else None
-        if self.look_at is not None:
-            self.engine.watch_until(self.look_at)
+        look_at = self.look_at
+        if look_at is not None:
+            self.engine.watch_until(look_at)
         for feeder in self.feeders.values():
             feeder.nudge()
         if self.closing:
             self._shut_when_quiet()
+
+    def _hand_out(self, now: int) -> None:
+        """Sends packets as long as units wait, slots have room for them, and the system has."""
+        scheduler, engine = self.scheduler, self.engine
+        while (choice := scheduler.choose()) is not None:
+            slot, job, first, limit = choice
+            if self._short_since is not None:
+                limit = 1  # so that no unit waits, or ends, because of another
+            source = self.calls if job is self.calls.plan else self.batches[job.ident]
+            body = source.build(first, limit, self._known[slot.ident], engine.body_room)
+            try:
+                entry, size = engine.entry(slot.ident, scheduler.next_packet, body)
+            except (OSError, MemoryError) as error:
+                if self._short_since is None:
+                    self._short_since = now
+                if now - self._short_since < SHORTAGE:
+                    self._retry_at = now + RETRY
+                    return
+                self._refuse(job, first, body.units, error)
+                continue
+            self._short_since = None
+            scheduler.assign(choice, body, size, now, engine.outbox, entry)
+            engine.flush()
+        self._short_since = None
+
+    def _refuse(self, job: Job, first: int, count: int, error: BaseException) -> None:
+        """Units cannot be sent: the call that they are of ends with that."""
+        problem = errors.PairpoolError(f"a task could not be sent to a worker: {error!r}")
+        problem.__cause__ = error
+        batch = self.batches.get(job.ident)
+        if batch is not None:
+            batch.sink.fail(problem)
+            self._forget(batch)
+        elif job is self.calls.plan:
+            self.calls.refuse(first, count, problem)
 
     def _digest_ruins(self) -> None:
         """After a fault of ours: nothing is decided any more, but workers and engine still end."""
@@ -168,7 +212,7 @@ class Core:
             payloads = {unit: entry for unit, entry in numbered.items() if unit not in failures}
             job.prepared |= payloads
             job.failures |= failures
-            self.scheduler.feed(job.plan, start + len(numbered), closed, fresh, number)
+            self.scheduler.backlog.feed(job.plan, start + len(numbered), closed, fresh, number)
 
     def _act(self, actions: deque[tuple[Any, ...]]) -> None:
         """Does the first action and removes it; done twice, each does no harm."""
@@ -215,7 +259,7 @@ class Core:
             if batch.chunk > 1:
                 # As in the stdlib's Pool the first error of a chunk is the end of it.
                 stop = failed - failed % batch.chunk + batch.chunk
-                self.scheduler.skip(batch.plan, failed + 1, stop)
+                self.scheduler.backlog.skip(batch.plan, failed + 1, stop)
         batch.sink.progress()
 
     def _finish(self, ident: int) -> None:
@@ -229,7 +273,7 @@ class Core:
         feeder = self.feeders.pop(batch.ident, None)
         if feeder is not None:
             feeder.end()
-        self.scheduler.remove(batch.plan)
+        self.scheduler.backlog.remove(batch.plan)
         batch.close()
         self.batches.pop(batch.ident, None)
         for signal in self.signals[:]:
@@ -237,8 +281,8 @@ class Core:
 
     @property
     def _restaffs(self) -> bool:
-        """Whether slots come and go although there are as many as the pool's size."""
-        return self.closing or self.over is not None or self.scheduler.budget is not None
+        """Whether there may be other slots wanted than the pool's size."""
+        return self.closing or self.over is not None
 
     def _slots_wanted(self) -> int:
         if self.over is not None or (self.closing and not self.pending()):
@@ -254,7 +298,10 @@ class Core:
             self.engine.shut(kill=False)
             self.shutting = True
 
-    # -- handlers: each removes its event in its commit -------------------------------------------------------
+    def _now(self) -> int:
+        return time.monotonic_ns()
+
+    # -- handlers of what callers want (of what engines answer: _answers.py); each removes its event in its commit ---
 
     def on_batch(self, argument: tuple[BatchJob, Feeder | None]) -> None:
         job, feeder = argument
@@ -266,8 +313,8 @@ class Core:
         self.batches[job.ident] = job
         if feeder is not None:
             self.feeders[job.ident] = feeder
-        self.scheduler.add(job.plan)
-        self.scheduler.feed(job.plan, job.length, feeder is None)
+        self.scheduler.backlog.add(job.plan)
+        self.scheduler.backlog.feed(job.plan, job.length, feeder is None)
         del events[0]
 
     def on_cancel(self, job: BatchJob) -> None:
@@ -277,114 +324,12 @@ class Core:
             self._forget(job)
         del self.events[0]
 
-    def on_outcomes(self, outcomes: Outcomes) -> None:
-        slot, ident, mode, offset, count, ran_ns, buffers = outcomes
-        events = self.events
-        packet = self.scheduler.packets.get(ident)
-        if packet is None or packet.slot.ident != slot or offset + count <= packet.done:
-            del events[0]
-            return
-        if offset > packet.done or offset + count > packet.count:
-            self.engine.condemn(slot)
-            del events[0]
-            return
-        record = Record(packet.first + offset, count, mode, buffers)
-        if offset < packet.done:
-            # The first of them were told by a look at the outbox before.
-            record = record.after(packet.first + packet.done)
-        known = self._known[slot]
-        if packet.definitions:
-            known |= packet.definitions
-        if packet.needs:
-            self.encoder.accept(packet.needs)
-        self.scheduler.result(packet, offset + count, ran_ns, record, time.monotonic_ns(), events)
-
-    def on_refused(self, refusal: tuple[int, Any]) -> None:
-        ident, needs = refusal
-        packet = self.scheduler.packets.get(ident)
-        if packet is None:
-            del self.events[0]
-            return
-        needs = self.encoder.loads_needs(needs)
-        self.encoder.refuse(needs)
-        source = self.calls if packet.job is self.calls.plan else self.batches.get(packet.job.ident)
-        if source is not None:
-            source.fall_back(packet.first, packet.count)
-        self.scheduler.came_back(packet, PacketEvent.REFUSE, time.monotonic_ns(), self.events)
-
-    def on_came_back(self, ident: int) -> None:
-        packet = self.scheduler.packets.get(ident)
-        if packet is None:
-            del self.events[0]
-            return
-        self.scheduler.came_back(packet, PacketEvent.RECALL, time.monotonic_ns(), self.events)
-
-    def on_cut(self, cut: tuple[int, int]) -> None:
-        ident, kept = cut
-        packet = self.scheduler.packets.get(ident)
-        if packet is None:
-            del self.events[0]
-            return
-        self.scheduler.cut(packet, kept, time.monotonic_ns(), self.events)
-
-    def on_open(self, ident: int) -> None:
-        slot = self.scheduler.slots.get(ident)
-        if slot is None or slot.state not in ("asked", "retiring"):
-            del self.events[0]
-            return
-        if slot.state == "retiring" and not slot.packets:
-            self.engine.stop(ident)  # it was to stop before there was a way to tell it
-        self.scheduler.opened(slot, self.events)
-
-    def on_up(self, ident: int) -> None:
-        slot = self.scheduler.slots.get(ident)
-        if slot is None:
-            del self.events[0]
-            return
-        self._failed_starts.clear()
-        self.scheduler.up(slot, time.monotonic_ns(), self.events)
-
-    def on_failed(self, failure: tuple[int, BaseException]) -> None:
-        """An initializer raised; its worker ends."""
-        self._start_failed(*failure)
-        del self.events[0]
-
-    def _start_failed(self, slot: int, error: BaseException) -> None:
-        self._failed_starts.add(slot)
-        if len(self._failed_starts) >= STARTS_THAT_MAY_FAIL + self.size:
-            problem = errors.InitializerError(
-                f"no worker could be started in {len(self._failed_starts)} attempts: {error!r}"
-            )
-            problem.__cause__ = error
-            self._give_up(problem)
-
-    def on_down(self, end: SlotEnd) -> None:
-        slot = self.scheduler.slots.get(end.slot)
-        if slot is None:
-            del self.events[0]
-            return
-        for packet in list(slot.packets.values()):
-            running = None
-            if packet.ident == end.packet and end.unit >= packet.done:
-                running = min(end.unit, packet.count - 1)
-            count = 0 if running is None else running + 1 - packet.done
-            record = Record(
-                packet.first + packet.done, count, OutcomeMode.LOST, [errors.WorkerLostError.of(end.pid, end.exitcode)]
-            )
-            self.scheduler.lose(packet, running, record, time.monotonic_ns())
-        if slot.state == "starting":
-            self._start_failed(end.slot, errors.WorkerLostError.of(end.pid, end.exitcode))
-        self._known.pop(end.slot, None)
-        self.scheduler.down(slot, self.events)
-
-    def on_broken(self, error: BaseException) -> None:
-        self._give_up(error)
-        del self.events[0]
-
     def on_resize(self, size: int) -> None:
         events = self.events
+        none_failed: set[int] = set()
         # commit
         self.size = size
+        self._failed_starts = none_failed  # the system may give now what it did not give then
         del events[0]
 
     def on_close(self, _: None) -> None:
@@ -409,4 +354,4 @@ class Core:
             batch.sink.fail(error)
             self._forget(batch)
         self.calls.fail(error)
-        self.scheduler.remove(self.calls.plan)
+        self.scheduler.backlog.remove(self.calls.plan)

@@ -17,9 +17,10 @@ Threads
 
 The lock
 --------
-`_lock` guards what is in _core.py, and the engine's bookkeeping. It is held only in `drain`. No code of the
-user's runs under it, and nothing that blocks. `_holder` is the thread that holds it: a signal handler or finalizer
-that strikes that thread and enters again finds itself there and leaves its event to the drain that it interrupted.
+`_lock` guards what is in _core.py and _answers.py, and the engine's bookkeeping. It is held only in `drain`. No code
+of the user's runs under it, and nothing that blocks. `_holder` is the thread that holds it: a signal handler or
+finalizer that strikes that thread and enters again finds itself there and leaves its event to the drain that it
+interrupted.
 
 Interruption
 ------------
@@ -41,8 +42,8 @@ from collections.abc import Callable
 from typing import Any
 
 from pairpool import errors
+from pairpool._answers import Answers
 from pairpool._codec import Definition, DefinitionKind, Payload
-from pairpool._core import Core
 from pairpool._feeder import Feeder
 from pairpool._jobs import BatchJob, Call, Record
 from pairpool._packet import OutcomeMode, Status
@@ -54,6 +55,7 @@ __all__ = [
     "NO_DEFINITION",
     "BatchJob",
     "Call",
+    "Deadline",
     "DefinitionKind",
     "Dispatcher",
     "Engine",
@@ -70,7 +72,7 @@ __all__ = [
 NO_DEFINITION = Definition(0, DefinitionKind.NAMED, Payload(b""))  # of a batch whose function cannot be sent
 
 
-class Dispatcher(Core):
+class Dispatcher(Answers):
     """One pool's core, its lock, and the callback thread."""
 
     def __init__(self, engine: Engine, plan: WorkerPlan, size: int, budget: int | None) -> None:
@@ -164,7 +166,8 @@ class Dispatcher(Core):
     # -- waiting (lock not held) -----------------------------------------------------------------------------
 
     def seconds_to_look(self) -> float | None:
-        return None if self.look_at is None else max(0.0, (self.look_at - time.monotonic_ns()) / 1e9)
+        look_at = self.look_at
+        return None if look_at is None else max(0.0, (look_at - time.monotonic_ns()) / 1e9)
 
     def wait(self, ready: Callable[[], bool], watched: list[Settable], timeout: float | None = None) -> bool:
         """Blocks until `ready()`, or for `timeout` seconds; returns `ready()`.

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from pairpool._scheduler import DEPTH, MAX_UNITS
+from pairpool._pacing import DEPTH, MAX_UNITS
 from pairpool._waiting import Settable, Signal
 
 if TYPE_CHECKING:

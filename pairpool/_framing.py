@@ -71,6 +71,9 @@ await_message = twin.await_message
 wait_ready = twin.wait_ready
 
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
+# Plain numbers: an `&` with the socket module's flags is a microsecond of Python.
+_TRUNCATED: Final = int(socket.MSG_TRUNC)
+_INCOMPLETE: Final = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
 
 
 def admit(raw: Raw, sender: int | None = None) -> tuple[bytes, tuple[int, ...]]:
@@ -83,6 +86,8 @@ def admit(raw: Raw, sender: int | None = None) -> tuple[bytes, tuple[int, ...]]:
         sender: process id that the kernel must have put on it (SO_PASSCRED is set on the socket).
     """
     data, ancillary, flags, _ = raw
+    if not ancillary and not flags & _INCOMPLETE and sender is None:
+        return data, ()
     descriptors = array("i")
     pid: int | None = None
     fault = ""
@@ -99,9 +104,9 @@ def admit(raw: Raw, sender: int | None = None) -> tuple[bytes, tuple[int, ...]]:
                 pid = _CREDENTIALS.unpack(content)[0]
         else:
             fault = "ancillary data of an unknown kind"
-    if flags & socket.MSG_TRUNC:
+    if flags & _TRUNCATED:
         fault = f"a message of more than {MESSAGE_LIMIT} bytes"
-    elif flags & socket.MSG_CTRUNC:
+    elif flags & _INCOMPLETE:
         fault = "descriptors were lost, perhaps for want of free ones (RLIMIT_NOFILE)"
     elif descriptors and not data:
         fault = "descriptors without a message"

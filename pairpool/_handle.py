@@ -8,37 +8,53 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import struct
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from typing import Any
 
 from pairpool import _channel, _descriptors, _framing, errors
 from pairpool._outbox import Outbox
-from pairpool._packet import COMMITTED_HEAD, OUTCOMES_HEAD, Kind, OutcomeMode
+from pairpool._packet import COMMITTED_HEAD, OUTCOMES_HEAD, Kind, OutcomeMode, Status
 from pairpool._page import Page
 from pairpool._zygote import Spawned
-from pairpool.engines import Handlers, Outcomes
+from pairpool.engines import Event, Handlers, Outcomes
+
+_LAST_STATUS = max(Status)
+_UNKNOWN_EXIT_CODE = 255  # what multiprocessing says of a process whose exit code nobody could learn
 
 
 class WorkerHandle:
     """One worker, and the surface that programs look at in `pool._pool`."""
 
     def __init__(
-        self, handlers: Handlers, slot: int, number: int, name: str, await_spawned: Callable[[WorkerHandle], None]
+        self,
+        handlers: Handlers,
+        slot: int,
+        number: int,
+        name: str,
+        await_spawned: Callable[[WorkerHandle], None],
+        condemn: Callable[[int], None],
     ) -> None:
+        """`condemn`: has the worker of a slot end because it answers nonsense."""
         self.slot = slot
         self.number = number
         self.name = name
         self.known_pid: int | None = None  # once the zygote has told
         self.exitcode: int | None = None
+        self.condemned = False  # it answered nonsense, and is to end
         self._handlers = handlers
         self._await_spawned = await_spawned
+        self._condemn = condemn
         self.pidfd: _descriptors.Descriptor | None = None
-        self.tasks, self.tasks_worker_end = _channel.socketpair()
-        self.control, self.control_worker_end = _channel.socketpair()
-        self.outbox = Outbox.create()
-        self.page = Page.create()
-        _descriptors.register(self.tasks, self.tasks_worker_end, self.control, self.control_worker_end)
+        with ExitStack() as undo:  # descriptors or memory may run out at each of these
+            self.tasks, self.tasks_worker_end = map(undo.enter_context, _channel.socketpair())
+            self.control, self.control_worker_end = map(undo.enter_context, _channel.socketpair())
+            self.outbox = undo.enter_context(closing(Outbox.create()))
+            self.page = undo.enter_context(closing(Page.create()))
+            _descriptors.register(self.tasks, self.tasks_worker_end, self.control, self.control_worker_end)
+            undo.pop_all()
 
     def __repr__(self) -> str:
         state = "started" if self.exitcode is None else f"stopped exitcode={self.exitcode}"
@@ -82,7 +98,12 @@ class WorkerHandle:
         self.pidfd = _descriptors.Descriptor(reply.pidfd)
         _descriptors.register(self.pidfd)
         self.control_worker_end.close()
+        self.outbox.drop_descriptor()
         self.page.drop_worker_ends()
+
+    def ended(self, exitcode: int | None) -> None:
+        """The worker has ended, or never began."""
+        self.exitcode = _UNKNOWN_EXIT_CODE if exitcode is None else exitcode
 
     def close(self) -> None:
         for end in (self.tasks, self.tasks_worker_end, self.control, self.control_worker_end):
@@ -92,76 +113,122 @@ class WorkerHandle:
         self.page.close()
         self.outbox.close()
 
+    # -- beside packets (dispatcher's lock held) --------------------------------------------------------------
+
+    def forget(self, definition: int) -> None:
+        """Tells the worker that it need not keep a definition, where there is room to tell it."""
+        message = _framing.pack(Kind.FORGET, 0, [definition.to_bytes(8, "little")])
+        try:
+            self.control.sendmsg([message], (), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except OSError:
+            pass  # the worker has ended; or it has not read in a long time, and keeps the definition for longer
+
+    def stop(self) -> None:
+        """Tells the worker to end when it has nothing to run: by the channel's end, for which there is always room."""
+        try:
+            self.control.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # closed: the worker has ended
+
+    def committed(self, packet: int) -> Outcomes | None:
+        """The outcomes of a packet that lie in the outbox; None where there are none to be had."""
+        found = self.outbox.peek(packet)
+        if found is None:
+            return None
+        first, units, records = found
+        if not _records_are_sound(records, units):
+            self._condemn(self.slot)
+            return None
+        return Outcomes(self.slot, packet, OutcomeMode.COMMITTED, first, units, 0, [records])
+
     # -- messages (digested with the dispatcher's lock held; each removes its event) --------------------------
 
     def on_message(self, raw: Any) -> None:
         """Something came from the worker."""
-        handlers = self._handlers
-        events = handlers.events
+        events = self._handlers.events
+        received: tuple[int, ...] = ()
+        event: Event | None = None
         try:
             message, received = _framing.admit(raw)
-            kind, ident, buffers, _ = _channel.decode(message, received)
-            argument: Any
-            if kind == Kind.OUTCOMES:
-                handler, argument = handlers.on_outcomes, self._outcomes(ident, buffers)
-            elif kind == Kind.REFUSED:
-                handler, argument = handlers.on_refused, (ident, buffers[0])
-            elif kind == Kind.READY:
-                handler, argument = handlers.on_up, self.slot
-            elif kind == Kind.FAILED:
-                handler, argument = handlers.on_failed, (self.slot, _initializer_error(buffers[0]))
-            else:
-                raise errors.FramingError(f"a worker sent a message of kind {kind}")
-        except (errors.FramingError, IndexError):
+            event = self._read(message, received)
+        except (errors.FramingError, IndexError, struct.error):
             # Whatever this worker is now, it is no worker of ours: it goes, and the unit that it runs with it.
-            self.kill()
-            del events[0]
+            self._condemn(self.slot)
+        if event is not None and not received:
+            handler, argument = event
+            handler(argument)
             return
-        if received:
-            closing = map(os.close, received)
+        closing_all = map(os.close, received)
+        if event is None:
             # commit: what is received is closed once, also where this is interrupted and done again
-            events[0] = (handler, argument)
-            _closed = [*closing]
-            return
-        handler(argument)
+            del events[0]
+            _closed = [*closing_all]
+        else:
+            # commit
+            events[0] = event
+            _closed = [*closing_all]
+
+    def _read(self, message: bytes, received: tuple[int, ...]) -> Event:
+        """What a message says. Raises FramingError, IndexError or struct.error where that is nonsense."""
+        handlers = self._handlers
+        kind, ident, buffers, _ = _channel.decode(message, received)
+        if kind == Kind.OUTCOMES:
+            return handlers.on_outcomes, self._outcomes(ident, buffers)
+        if kind == Kind.REFUSED:
+            return handlers.on_refused, (self.slot, ident, struct.unpack(f"<{len(buffers[0]) // 2}H", buffers[0]))
+        if kind == Kind.READY:
+            return handlers.on_up, self.slot
+        if kind == Kind.FAILED:
+            return handlers.on_failed, (self.slot, _initializer_error(buffers[0]))
+        raise errors.FramingError(f"a worker sent a message of kind {kind}")
 
     def _outcomes(self, packet: int, buffers: Sequence[Any]) -> Outcomes:
         """Reads and checks the outcomes of a packet."""
-        try:
-            mode, offset, count, took = OUTCOMES_HEAD.unpack(buffers[0])
-            payloads = buffers[1:]
-            if mode == OutcomeMode.SHARED:
-                sound = len(payloads) == 1
-            elif mode == OutcomeMode.SEPARATE:
-                sound = len(payloads) == 1 + count and len(payloads[0]) == count
-            else:
-                sound = mode == OutcomeMode.COMMITTED and len(payloads) == 1 and _records_are_sound(payloads[0], count)
-        except (struct.error, IndexError) as error:
-            raise errors.FramingError(f"malformed outcomes: {error}") from None
-        if not sound or not count:
+        mode, offset, units, took = OUTCOMES_HEAD.unpack(buffers[0])
+        payloads = buffers[1:]
+        if mode == OutcomeMode.SHARED:
+            sound = len(payloads) == 1
+        elif mode == OutcomeMode.SEPARATE:
+            sound = len(payloads) == 1 + units and _are_statuses(payloads[0], units)
+        else:
+            sound = mode == OutcomeMode.COMMITTED and len(payloads) == 1 and _records_are_sound(payloads[0], units)
+        if not sound or not units:
             raise errors.FramingError("malformed outcomes")
-        return Outcomes(self.slot, packet, mode, offset, count, took, payloads)
+        return Outcomes(self.slot, packet, mode, offset, units, took, payloads)
 
     def on_recalled(self, raw: Any) -> None:
         """A packet was taken back from the worker's queue."""
         events = self._handlers.events
-        message, received = _framing.admit(raw)
+        try:
+            message, received = _framing.admit(raw)
+        except errors.FramingError:
+            # Descriptors that travelled with it were lost for want of room for them. It is ours all the same.
+            message, received = raw[0], ()
         if not message:
             del events[0]  # the end of the channel, not a packet
             return
         _, ident, _ = _framing.unpack(message)
-        closing = map(os.close, received)
+        closing_all = map(os.close, received)
         # commit
         events[0] = (self._handlers.on_came_back, ident)
-        _closed = [*closing]
+        _closed = [*closing_all]
 
 
-def _records_are_sound(records: Any, count: int) -> bool:
+def _are_statuses(statuses: Any, units: int) -> bool:
+    return len(statuses) == units and max(statuses, default=0) <= _LAST_STATUS
+
+
+def _records_are_sound(records: Any, units: int) -> bool:
     """Whether an outbox's records are as many as told and add up to what there is."""
     at = 0
-    for _ in range(count):
-        length, _ = COMMITTED_HEAD.unpack_from(records, at)
-        at += COMMITTED_HEAD.size + length
+    try:
+        for _ in range(units):
+            length, status = COMMITTED_HEAD.unpack_from(records, at)
+            at += COMMITTED_HEAD.size + length
+            if status > _LAST_STATUS:
+                return False
+    except struct.error:  # cut off
+        return False
     return at == len(records)
 
 

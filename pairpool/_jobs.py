@@ -21,6 +21,8 @@ from pairpool._codec import Definition, DefinitionKind, Payload
 from pairpool._packet import DEFINITION_HEAD, TASKS_HEAD, Flag, Mode, OutcomeMode, Status
 from pairpool._runner import read_committed
 
+DESCRIPTOR_ROOM = 128  # bytes of a packet's room for each descriptor: the kernel lets one message carry 253
+
 _idents = itertools.count(1)
 
 
@@ -28,19 +30,19 @@ class Record(NamedTuple):
     """Outcomes of consecutive units of a job."""
 
     first: int
-    count: int
+    units: int
     mode: int
     buffers: Sequence[Any]
 
     def outcomes(self) -> list[tuple[int, int, Any]]:
         """Unit, Status and payload of each. For LOST the payload is the error itself."""
         if self.mode == OutcomeMode.LOST:
-            return [(self.first + i, Status.ERROR, self.buffers[0]) for i in range(self.count)]
+            return [(self.first + i, Status.ERROR, self.buffers[0]) for i in range(self.units)]
         if self.mode == OutcomeMode.COMMITTED:
-            statuses, payloads = read_committed(self.buffers[0], self.count)
+            statuses, payloads = read_committed(self.buffers[0], self.units)
         else:
             statuses, payloads = self.buffers[0], list(self.buffers[1:])
-        return [(self.first + i, statuses[i], payloads[i]) for i in range(self.count)]
+        return [(self.first + i, statuses[i], payloads[i]) for i in range(self.units)]
 
     def after(self, first: int) -> Record:
         """The same without the units before `first`."""
@@ -52,7 +54,7 @@ class Record(NamedTuple):
 class Body(NamedTuple):
     """What goes into a packet."""
 
-    count: int  # units
+    units: int
     buffers: list[Any]
     descriptors: tuple[int, ...]
     definitions: frozenset[int]  # that ride on it
@@ -62,7 +64,9 @@ class Body(NamedTuple):
 class Encoder(Protocol):
     """The caller's half of a codec (see _codec.py and _objects.py)."""
 
-    nothing: Any
+    @property
+    def nothing(self) -> Any:
+        """The payload of a unit that is not to be run."""
 
     def definition(self, function: Callable[..., Any]) -> Definition: ...
     def call(
@@ -74,11 +78,8 @@ class Encoder(Protocol):
     def accept(self, needs: Any) -> None: ...
     def refuse(self, needs: Any) -> None: ...
     def dumps_needs(self, needs: Any) -> Any: ...
-    def loads_needs(self, data: Any) -> Any: ...
-    @staticmethod
-    def decode_value(data: Any) -> Any: ...
-    @staticmethod
-    def decode_error(data: Any) -> BaseException: ...
+    def decode_value(self, data: Any) -> Any: ...
+    def decode_error(self, data: Any) -> BaseException: ...
 
 
 class Sink(Protocol):
@@ -138,7 +139,7 @@ class CallJob:
                 names.append(0)
                 payloads.append(None)
                 continue
-            room -= len(payload.data) + 24 if isinstance(payload.data, bytes) else 0
+            room -= _takes(payload)
             definition = call.definition
             if definition is None:
                 names.append(0)
@@ -146,7 +147,7 @@ class CallJob:
                 names.append(definition.ident)
                 if definition.ident not in known and definition.ident not in definitions:
                     definitions[definition.ident] = definition
-                    room -= len(definition.payload.data) + 24
+                    room -= _takes(definition.payload)
             if room < 0 and payloads:
                 del names[-1]
                 if definition is not None and definition.ident not in names:
@@ -185,6 +186,13 @@ class CallJob:
             if call.definition is not None and not fall_back_definition(call.definition):
                 payload = refusal(call.definition.payload.needs)
             self.calls[unit] = call._replace(payload=payload)
+
+    def refuse(self, first: int, count: int, error: BaseException) -> None:
+        """These units cannot be sent: they travel as nothing, and end with `error`."""
+        for unit in range(first, first + count):
+            call = self.calls.get(unit)
+            if call is not None:
+                self.calls[unit] = call._replace(payload=error)
 
     def fail(self, error: BaseException) -> None:
         """Every pending call ends with `error`."""
@@ -225,14 +233,14 @@ class BatchJob:
         self.prepared: dict[int, Payload] = {}  # by unit, until settled; filled by the feeder
         self.failures: dict[int, BaseException] = {}  # units that cannot be sent, and why
         self._encoder = encoder
-        self._flags = (Flag.STAR if star else Flag(0)) | (Flag.VISIBLE if visible else Flag(0))
+        self._flags = (Flag.STAR if star else 0) | (Flag.VISIBLE if visible else 0)
         self._unit_bytes = 0  # of the latest packet
         self.length = -(-len(items) // unit) if items is not None else 0
 
     def build(self, first: int, limit: int, known: set[int], room: int) -> Body:
         definitions = () if self.definition.ident in known else (self.definition,)
         if definitions:
-            room -= len(self.definition.payload.data) if isinstance(self.definition.payload.data, bytes) else 0
+            room -= _takes(self.definition.payload)
         if self.items is None:
             return self._build_prepared(first, limit, definitions, room)
         if self._unit_bytes:
@@ -264,8 +272,8 @@ class BatchJob:
         payloads: list[Payload | None] = []
         for unit in range(first, first + limit):
             payload = self.prepared.get(unit)
-            if payload is not None and isinstance(payload.data, bytes):
-                room -= len(payload.data) + 8
+            if payload is not None:
+                room -= _takes(payload)
                 if room < 0 and payloads:
                     break
             payloads.append(payload)
@@ -279,13 +287,13 @@ class BatchJob:
         failed = []
         while self.records:
             record = self.records[0]
-            for unit in range(record.first, record.first + record.count):
+            for unit in range(record.first, record.first + record.units):
                 payload = self.prepared.pop(unit, None)
                 if payload is not None and payload.descriptors:
                     payload.close()
-            unit = self.sink.take(record, self.records)
-            if unit is not None:
-                failed.append(unit)
+            error = self.sink.take(record, self.records)
+            if error is not None:
+                failed.append(error)
         return failed
 
     def fall_back(self, first: int, count: int) -> None:
@@ -310,6 +318,12 @@ class BatchJob:
             if payload.descriptors:
                 payload.close()
         self.prepared.clear()
+
+
+def _takes(payload: Payload) -> int:
+    """What a payload takes of a packet's room."""
+    size = len(payload.data) + 24 if isinstance(payload.data, bytes) else 0
+    return size + DESCRIPTOR_ROOM * len(payload.descriptors)
 
 
 def fall_back_definition(definition: Definition) -> bool:

@@ -21,7 +21,7 @@ from pairpool._anatomy import ATOMS, WRAPPERS, cell_contents, held_by, in_main, 
 from pairpool._by_value import SendingPickler
 from pairpool._fingerprint import likeness
 from pairpool._ledger import Ledger, binding_of
-from pairpool._namespaces import MISSING, home_of, main_namespace
+from pairpool._namespaces import MISSING, home_of, main_module, main_namespace
 
 T = TypeVar("T")
 
@@ -66,7 +66,9 @@ class _MainGuard:
         self._needs = ledger.needs_of(binding)
 
     def holds_for(self, function: Callable[..., Any]) -> bool:
-        if binding_of(function) != self._binding:
+        # A function of a class is found further down; most are at the top.
+        top = getattr(main_module(), self._binding, MISSING)
+        if top is not function and binding_of(function) != self._binding:
             return False
         needs = self._ledger.needs_of(self._binding)
         return needs is not None and needs is self._needs

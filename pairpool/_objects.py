@@ -46,9 +46,6 @@ class ObjectEncoder:
     def dumps_needs(self, needs: Any) -> Any:
         return needs
 
-    def loads_needs(self, data: Any) -> Any:
-        return data
-
     @staticmethod
     def decode_value(data: Any) -> Any:
         return data

@@ -19,7 +19,9 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import sys
 
+from pairpool import _descriptors
 from pairpool._packet import COMMITTED_HEAD
 
 SIZE = 128 * 1024  # bytes, the word included: some hundred outcomes of tiny units
@@ -36,32 +38,60 @@ def _low(packet: int) -> int:
 
 
 class Outbox:
-    """One worker's outbox: made by the parent, mapped by both."""
+    """One worker's outbox: made by the parent, mapped by both. A child that either forks later does not have it."""
 
     def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-        self._map = mmap.mmap(descriptor, SIZE)
+        self._descriptor = _descriptors.Descriptor(descriptor)
+        try:
+            if sys.version_info >= (3, 13):
+                self._map = mmap.mmap(descriptor, SIZE, trackfd=False)  # earlier versions keep a duplicate
+            else:
+                self._map = mmap.mmap(descriptor, SIZE)
+        except BaseException:
+            self._descriptor.close()
+            raise
         self._view = memoryview(self._map)
         self._word = self._view[:WORD].cast("Q")
         self._packet = self._first = self._count = self._used = 0
+        _descriptors.register(self)
 
     @classmethod
     def create(cls) -> Outbox:
+        """Parent: make the outbox of a worker to come."""
         descriptor = os.memfd_create("pairpool-outbox", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(descriptor, SIZE)
             fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
-            return cls(descriptor)
         except BaseException:
             os.close(descriptor)
             raise
+        return cls(descriptor)
+
+    @classmethod
+    def attach(cls, descriptor: int) -> Outbox:
+        """Worker: map the outbox whose descriptor it was given."""
+        outbox = cls(descriptor)
+        outbox.drop_descriptor()
+        return outbox
+
+    @property
+    def descriptor(self) -> int:
+        """Parent: what the worker is to be given, before `drop_descriptor`."""
+        return self._descriptor.fileno()
+
+    def drop_descriptor(self) -> None:
+        """Closes the descriptor: the mapping is enough."""
+        self._descriptor.close()
 
     def close(self) -> None:
-        """Unmaps it and closes the descriptor."""
-        self._word.release()
-        self._view.release()
-        self._map.close()
-        os.close(self.descriptor)
+        """Unmaps it and closes the descriptor; once closed it stays so."""
+        self._descriptor.close()
+        try:
+            self._word.release()
+            self._view.release()
+            self._map.close()
+        except BufferError:
+            pass  # forked while another thread was reading it: the mapping is in use for ever here
 
     # -- the worker's side -----------------------------------------------------------------------------------
 

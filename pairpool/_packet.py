@@ -22,7 +22,7 @@ Outcomes (Kind.OUTCOMES, ident = number of the packet)
 from __future__ import annotations
 
 import struct
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 from typing import Final
 
 NOTHING: Final = b""  # the payload of a unit that is not to be run; no pickle is empty
@@ -33,11 +33,10 @@ class Kind(IntEnum):
 
     TASKS = 1  # a packet
     OUTCOMES = 2  # outcomes of a run of its units
-    REFUSED = 3  # none of its units has begun: [0] is which of its needs the worker has otherwise
+    REFUSED = 3  # none of its units has begun: [0] is which of its needs (u16 each) the worker has otherwise
     READY = 4  # the worker has run the initializer
     FAILED = 5  # the initializer raised: [0] is the error
-    FORGET = 6  # control: definitions (u64 each) that will not be named again
-    STOP = 7  # control: end when nothing is left to run
+    FORGET = 6  # control: definitions (u64 each) that will not be named again; the channel's end: end, too
 
 
 class Mode(IntEnum):
@@ -49,11 +48,13 @@ class Mode(IntEnum):
     CALLS = 3  # every unit the arguments of one call
 
 
-class Flag(IntFlag):
-    STAR = 1  # items are argument tuples
-    NEEDS = 2
-    DESCRIPTORS = 4
-    VISIBLE = 8  # each outcome is awaited on its own: commit it as soon as it is there
+class Flag:
+    """Bits of a packet's flags. No IntFlag: an ``&`` with one of those is a microsecond of Python."""
+
+    STAR: Final = 1  # items are argument tuples
+    NEEDS: Final = 2
+    DESCRIPTORS: Final = 4
+    VISIBLE: Final = 8  # each outcome is awaited on its own: commit it as soon as it is there
 
 
 class OutcomeMode(IntEnum):

@@ -13,7 +13,6 @@ import os
 import struct
 import time
 from collections.abc import Callable, Sequence
-from itertools import starmap
 from typing import Any, Protocol
 
 from pairpool._packet import (
@@ -61,7 +60,7 @@ class Page(Protocol):
 class Outbox(Protocol):
     """Where outcomes are committed (see _outbox.py)."""
 
-    def begin(self, packet: int) -> None: ...
+    def begin(self, packet: int, first: int = 0) -> None: ...
     def append(self, status: int, data: Any) -> bool:
         """False where there is no room."""
 
@@ -295,7 +294,10 @@ class _Packet:
         function = runner.function(self._definition)
         runner._page.running()
         if mode == Mode.CHUNKS:
-            return list((starmap if self._flags & Flag.STAR else map)(function, data))
+            # Not list(map(...)): that takes a task's StopIteration for the end of the chunk, as the stdlib does.
+            if self._flags & Flag.STAR:
+                return [function(*tuple(item)) for item in data]
+            return [function(item) for item in data]
         # tuple(): for an item that is no arguments the error is worded as itertools.starmap words it, as in the stdlib.
         return function(*tuple(data)) if self._flags & Flag.STAR else function(data)
 

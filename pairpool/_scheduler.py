@@ -2,13 +2,12 @@
 
 Theory of operation
 ===================
-A *job* is a numbered row of *units* (an item, or an atomic chunk of the caller's). A *slot* is a place
-where packets run: a worker process, a thread. A *packet* is a run of consecutive units of one job on its
-way through one slot. Units that wait are never listed: a job keeps `next` and `ready` (units in between
-have not been handed out) and the few ranges that came back.
+A *job* is a numbered row of *units* (an item, or an atomic chunk of the caller's; see _backlog.py). A *slot* is a
+place where packets run: a worker process, a thread. A *packet* is a run of consecutive units of one job on its way
+through one slot.
 
 - **Work is pulled.** `choose()` names the next packet worth sending, `assign()` records it. A slot is
-  given packets until it holds `DEPTH` nanoseconds of work by our estimate: deep enough that a slot does
+  given packets until it holds `DEPTH` nanoseconds of work by our estimate (_pacing.py): deep enough that a slot does
   not run dry while the caller computes in Python and nobody refills it (two or three GIL switch intervals).
 - **Packets adapt.** A job begins with one unit a packet; they grow while they take less than `TARGET`.
 - **Nothing strands.** When a slot has nothing to do and nobody waits, the packets queued at another slot are
@@ -34,85 +33,32 @@ Assumptions: one thread at a time (the dispatcher's lock). `now` is in nanosecon
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import deque
-from enum import StrEnum
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
+from pairpool import _pacing
+from pairpool._backlog import Backlog
+from pairpool._pacing import LATE, MAX_UNITS, PATIENCE_LIMIT, STUCK, TARGET
+from pairpool._ranges import Range, including
+from pairpool._roster import Roster
 from pairpool._states import (
     PACKET_TRANSITIONS,
     SLOT_TRANSITIONS,
+    Action,
     Cargo,
-    Job,
+    Choice,
     Packet,
     PacketEvent,
-    Range,
     Slot,
     SlotEvent,
     SlotState,
 )
 
-TARGET = 200_000  # ns a packet should take to run: long against its cost (~20 us), short against a wait
-SHORTEST = 30_000  # ns below which a packet is not made shorter only to share work out evenly
-DEPTH = 12_000_000  # ns of work a slot may hold: two or three GIL switch intervals (5 ms each)
-UNKNOWN_LOAD = DEPTH // 2  # ns assumed of the first packets of a job
-LATE = 1_000_000  # ns beyond twice its estimate after which a packet is looked at
-STUCK = 4 * DEPTH  # ns of load from which on a late packet is stuck: no mere pause of a busy machine
-PATIENCE_LIMIT = 64_000_000  # ns, the longest time between two looks at one packet
-GROWTH = 8  # a packet that took less than TARGET lets the next of its job be so many times as large
-LEARNING = 2  # packets a slot, of a job whose packets still grow
-MAX_UNITS = 4096  # units a packet: what a worker's page can count claims for
-MAX_PACKETS = 64  # packets in flight a slot, so that a recall stays short
 CANDIDATES = 8  # waiting jobs looked at for one choice: the first few are refused only where slots are deep
 
 
-class Action(StrEnum):
-    """What the dispatcher is told to do, as ``(Action, argument, ...)``."""
-
-    DELIVER = "deliver"  # (job, record): outcomes for the job's results
-    PROGRESS = "progress"  # (job,): the dispatcher's own second half of DELIVER
-    FINISH = "finish"  # (job,): every unit of a closed job is settled
-    RECALL = "recall"  # (slot,): take back what is queued at the slot
-    LOOK = "look"  # (slot, packet, cut): fetch results committed so far; with `cut` also the tail
-    OPEN = "open"  # (slot,): start a worker
-    STOP = "stop"  # (slot,): tell an idle worker to end
-
-
-class Choice(NamedTuple):
-    """A packet worth sending now: up to `limit` units of `job` from `first` on, to `slot`."""
-
-    slot: Slot
-    job: Job
-    first: int
-    limit: int
-
-
 Events = deque[Any]
-
-
-def _with(ranges: tuple[Range, ...], start: int, stop: int) -> tuple[Range, ...]:
-    """The ranges, which are in order, and start..stop; neighbours become one, so that there are never many."""
-    at = bisect_left(ranges, (start,))
-    before, after = ranges[:at], ranges[at:]
-    if before and before[-1][1] == start:
-        start = before[-1][0]
-        before = before[:-1]
-    if after and after[0][0] == stop:
-        stop = after[0][1]
-        after = after[1:]
-    return (*before, (start, stop), *after)
-
-
-def _without(ranges: tuple[Range, ...], start: int, stop: int) -> tuple[Range, ...]:
-    """The ranges less everything in start..stop."""
-    kept: list[Range] = []
-    for low, high in ranges:
-        if low < min(high, start):
-            kept.append((low, min(high, start)))
-        if max(low, stop) < high:
-            kept.append((max(low, stop), high))
-    return tuple(kept)
 
 
 class Scheduler:
@@ -122,142 +68,62 @@ class Scheduler:
     """
 
     def __init__(self, *, credit: int, packet_room: int, budget: int | None = None) -> None:
-        self.credit = credit  # bytes of packets a slot may hold
+        """`budget`: units a slot is given in all; the others are the roster's."""
         self.budget = budget
-        self.packet_room = packet_room  # bytes the largest packet takes
-        self.jobs: dict[int, Job] = {}
-        self.waiting: dict[int, Job] = {}  # jobs with units to hand out, the one whose turn it is first
-        self.slots: dict[int, Slot] = {}
+        self.roster = Roster(credit=credit, packet_room=packet_room)
+        self.actions: deque[tuple[Any, ...]] = deque()
+        self.backlog = Backlog(self.actions)
+        self.jobs, self.waiting = self.backlog.jobs, self.backlog.waiting
+        self.slots = self.roster.slots
+        self.changed = self.roster.changed  # a slot that is changed is noted there in the same commit
         self.packets: dict[int, Packet] = {}
+        self.may_steal = False  # a slot came to idle while others had packets
+        self.look_at: int | None = None  # no packet is late before; None: none will be
         self.next_packet = 1
         self.next_slot = 0
-        self.actions: deque[tuple[Any, ...]] = deque()
-
-    # -- jobs ------------------------------------------------------------------------------------------------
-
-    def add(self, job: Job) -> None:
-        self.jobs[job.ident] = job
-
-    def feed(self, job: Job, ready: int, closed: bool, source: list[Any] | None = None, taken: int = 0) -> None:
-        """Units before `ready` can be handed out; `closed`: there will be no more.
-
-        The first `taken` entries of `source` have become units.
-        """
-        waits = ready > job.next or job.returned
-        finished = closed and job.settled == ready
-        # commit
-        job.ready = ready
-        job.closed = closed
-        if waits:
-            self.waiting[job.ident] = job
-        if finished:
-            self.actions += ((Action.FINISH, job.ident),)
-        if source is not None:
-            del source[:taken]
-
-    def skip(self, job: Job, start: int, stop: int) -> None:
-        """Settles the units of start..stop that have not been handed out, without running them."""
-        stop = min(stop, job.ready)
-        ahead = max(0, stop - job.next) if start <= job.next else 0
-        returned = _without(job.returned, start, stop)
-        came_back = sum(b - a for a, b in job.returned) - sum(b - a for a, b in returned)
-        settled = job.settled + ahead + came_back
-        following = job.next + ahead
-        waits = following < job.ready or returned
-        listed = job.ident in self.waiting
-        finished = job.closed and settled == job.ready and settled != job.settled
-        # commit
-        job.next = following
-        job.returned = returned
-        job.settled = settled
-        if listed and not waits:
-            del self.waiting[job.ident]
-        if finished:
-            self.actions += ((Action.FINISH, job.ident),)
-
-    def remove(self, job: Job) -> None:
-        """Forgets a job; what is in flight of it will be ignored when it comes back."""
-        listed = job.ident in self.waiting
-        known = job.ident in self.jobs
-        # commit
-        if listed:
-            del self.waiting[job.ident]
-        if known:
-            del self.jobs[job.ident]
 
     # -- handing out -----------------------------------------------------------------------------------------
 
     def choose(self) -> Choice | None:
         """The next packet worth sending, or None where nobody waits or no slot has room."""
+        if not self.waiting:
+            return None
+        if self.changed:
+            self.roster.file()
         reserved: tuple[Slot, ...] = ()
         for job in islice(self.waiting.values(), CANDIDATES):
-            slot, fits = self._roomiest(job, reserved)
+            slot = self.roster.roomiest(reserved)
             if slot is None:
-                continue
-            if not fits:
-                # Its turn, but no room yet. Were this slot refilled by those after it, there might never be.
-                reserved += (slot,)
-                continue
+                return None
+            if slot.state is SlotState.BUSY:
+                if not _pacing.may_send_ahead(job, len(self.slots)):
+                    continue
+                if not _pacing.fits(job, slot):
+                    # Its turn, but no room yet. Were a slot refilled by those after it, there might never be.
+                    awaited = job.awaited
+                    if awaited is None or awaited.state is not SlotState.BUSY or awaited.budget == 0:
+                        job.awaited = awaited = slot
+                    reserved += (awaited,)
+                    continue
             first, stop = job.returned[0] if job.returned else (job.next, job.ready)
-            limit = min(self._packet_units(job), stop - first)
+            limit = min(_pacing.units_at_once(job, len(self.slots)), stop - first)
             if slot.budget is not None:
                 limit = min(limit, slot.budget)
             return Choice(slot, job, first, limit)
         return None
 
-    def _packet_units(self, job: Job) -> int:
-        if not job.unit_ns:
-            return 1
-        fair_share = job.waiting // (len(self.slots) << job.closed)
-        return max(1, min(job.grown, TARGET // job.unit_ns, max(fair_share, SHORTEST // job.unit_ns)))
-
-    def _roomiest(self, job: Job, reserved: tuple[Slot, ...]) -> tuple[Slot | None, bool]:
-        """The slot with the least work, `reserved` ones aside, and whether it has room for a packet of `job` now."""
-        best: Slot | None = None
-        starting: Slot | None = None
-        # A unit that alone fills a slot's depth is not queued behind others: it would only have to be recalled.
-        room = DEPTH - (job.unit_ns or UNKNOWN_LOAD)
-        # While packets of this job still grow, few are sent ahead: the next ones will carry more.
-        if not job.unit_ns:
-            ahead = len(self.slots)
-        elif job.grown < TARGET // job.unit_ns:
-            ahead = LEARNING * len(self.slots)
-        else:
-            ahead = job.in_flight + 1
-        for slot in self.slots.values():
-            state = slot.state
-            if state is SlotState.IDLE:
-                return slot, True
-            if state is SlotState.STARTING:
-                if not slot.packets and starting is None:
-                    starting = slot
-            elif (
-                state is SlotState.BUSY
-                and (best is None or slot.load < best.load)
-                and slot.budget != 0
-                and len(slot.packets) < MAX_PACKETS
-                and slot.size + self.packet_room <= self.credit
-                and slot not in reserved
-            ):
-                best = slot
-        if starting is not None:
-            return starting, True
-        if best is None or job.in_flight >= ahead:
-            return None, False
-        return best, best.load <= room
-
     def assign(self, choice: Choice, cargo: Cargo, size: int, now: int, outbox: deque[Any], entry: Any) -> None:
         """Records that packet number `next_packet` carries `cargo`, and puts `entry` in the outbox."""
         slot, job, first, _ = choice
         ident = self.next_packet
-        count = cargo.count
-        load = job.unit_ns * count or UNKNOWN_LOAD
+        count = cargo.units
+        load = _pacing.load(job, count)
         packet = Packet(ident, job, slot, first, count, size, load, cargo.definitions, cargo.needs)
         state = SLOT_TRANSITIONS[slot.state][SlotEvent.ASSIGN]
         if state is SlotState.BUSY:
             for head in slot.packets.values():
                 if not head.look_at:
-                    head.look_at = now + LATE  # from now on it may keep something waiting
+                    self._look_again(head, now + LATE)  # from now on it may keep something waiting
                 break
             else:
                 self._watch(packet, now, alone=True)
@@ -279,9 +145,11 @@ class Scheduler:
         slot.size += size
         slot.budget = budget
         slot.recalled = False
+        self.changed[slot.ident] = slot
         job.next = following
         job.returned = returned
         job.in_flight += 1
+        job.awaited = None
         del self.waiting[job.ident]
         if waits:
             self.waiting[job.ident] = job  # at the end: the others' turn first
@@ -291,7 +159,13 @@ class Scheduler:
         """Sets when a packet that begins now is late. A single unit with nothing behind it keeps nothing waiting."""
         packet.since = now
         packet.patience = LATE
-        packet.look_at = 0 if alone and packet.count == 1 else now + 2 * packet.load + LATE
+        self._look_again(packet, 0 if alone and packet.count == 1 else now + 2 * packet.load + LATE)
+
+    def _look_again(self, packet: Packet, look_at: int) -> None:
+        """Has a slot's head looked at, 0 = never; before the commit: a look too many does no harm."""
+        packet.look_at = look_at
+        if look_at and (self.look_at is None or look_at < self.look_at):
+            self.look_at = look_at
 
     # -- what slots answer -----------------------------------------------------------------------------------
 
@@ -310,7 +184,7 @@ class Scheduler:
         if done >= packet.count:
             grown = job.grown
             if ran_ns < TARGET:
-                grown = max(grown, min(GROWTH * packet.count, MAX_UNITS))
+                grown = max(grown, min(_pacing.GROWTH * packet.count, MAX_UNITS))
             self._settle(
                 packet, PacketEvent.FINISH, delivery, None, now, events, settled=fresh, unit_ns=unit_ns, grown=grown
             )
@@ -343,7 +217,7 @@ class Scheduler:
         packet_state = PACKET_TRANSITIONS[packet.state][why]
         known = job.ident in self.jobs
         waits = back is not None and known
-        returned = job.returned if back is None else _with(job.returned, *back)
+        returned = job.returned if back is None else including(job.returned, *back)
         settled += job.settled
         if unit_ns is None:
             unit_ns = job.unit_ns
@@ -356,15 +230,23 @@ class Scheduler:
             budget += back[1] - back[0]
         drained = len(slot.packets) == 1
         state = SLOT_TRANSITIONS[slot.state][SlotEvent.DRAIN] if drained else slot.state
+        staff = self.roster.staff
         if drained and budget == 0 and state is not SlotState.RETIRING:
             state = SLOT_TRANSITIONS[state][SlotEvent.RETIRE]
+            staff -= 1
         if drained and state is SlotState.RETIRING:
             delivery += ((Action.STOP, slot.ident),)
         if not drained:
             heads = iter(slot.packets.values())
             if next(heads) is packet:
                 self._watch(next(heads), now, alone=len(slot.packets) == 2)
+        others = len(self.packets) > 1
+        look_at = self.look_at if others else None
+        may_steal = others and (drained or self.may_steal)
         # commit
+        self.look_at = look_at
+        self.may_steal = may_steal
+        self.roster.staff = staff
         packet.state = packet_state
         del self.packets[packet.ident]
         del slot.packets[packet.ident]
@@ -372,6 +254,7 @@ class Scheduler:
         slot.load -= packet.load
         slot.size -= packet.size
         slot.budget = budget
+        self.changed[slot.ident] = slot
         job.in_flight -= 1
         job.settled = settled
         job.unit_ns = unit_ns
@@ -399,7 +282,7 @@ class Scheduler:
         state = PACKET_TRANSITIONS[packet.state][PacketEvent.CUT]
         kept = min(kept, packet.count)
         known = job.ident in self.jobs and kept < packet.count
-        returned = _with(job.returned, *back) if known else ()
+        returned = including(job.returned, *back) if known else ()
         budget = slot.budget
         if budget is not None:
             budget += packet.count - kept
@@ -407,6 +290,7 @@ class Scheduler:
         packet.state = state
         packet.count = kept
         slot.budget = budget
+        self.changed[slot.ident] = slot
         if known:
             job.returned = returned
             self.waiting[job.ident] = job
@@ -420,6 +304,7 @@ class Scheduler:
         state = SLOT_TRANSITIONS[slot.state][SlotEvent.OPEN]
         # commit
         slot.state = state
+        self.changed[slot.ident] = slot
         if events is not None:
             del events[0]
 
@@ -433,6 +318,8 @@ class Scheduler:
             break
         # commit
         slot.state = state
+        self.may_steal = True
+        self.changed[slot.ident] = slot
         if events is not None:
             del events[0]
 
@@ -455,28 +342,30 @@ class Scheduler:
     def down(self, slot: Slot, events: Events | None) -> None:
         """The slot's worker has ended; each packet that it held was settled by `lose` before."""
         state = SLOT_TRANSITIONS[slot.state][SlotEvent.DOWN]
+        staff = self.roster.staff - (slot.state is not SlotState.RETIRING)
         # commit
         slot.state = state
+        self.changed[slot.ident] = slot
+        self.roster.staff = staff
         del self.slots[slot.ident]
         if events is not None:
             del events[0]
 
-    def staff(self) -> int:
-        """Slots that take packets, or will."""
-        return sum(slot.state is not SlotState.RETIRING for slot in self.slots.values())
-
     def maintain(self, wanted: int) -> bool:
         """Takes one step towards `wanted` slots that take packets; False where none is needed."""
-        staying = [slot for slot in self.slots.values() if slot.state is not SlotState.RETIRING]
-        if len(staying) < wanted:
+        staff = self.roster.staff
+        if staff < wanted:
             ident = self.next_slot
             slot = Slot(ident, self.budget)
             # commit
             self.next_slot = ident + 1
             self.slots[ident] = slot
+            self.changed[ident] = slot
+            self.roster.staff = staff + 1
             self.actions += ((Action.OPEN, ident),)
             return True
-        if len(staying) > wanted:
+        if staff > wanted:
+            staying = [slot for slot in self.slots.values() if slot.state is not SlotState.RETIRING]
             self._retire(min(staying, key=lambda slot: (slot.state is not SlotState.IDLE, slot.load, -slot.ident)))
             return True
         return False
@@ -485,46 +374,34 @@ class Scheduler:
         """No more packets for this slot; it stops once what it runs is settled."""
         state = SLOT_TRANSITIONS[slot.state][SlotEvent.RETIRE]
         action = (Action.RECALL if slot.packets else Action.STOP, slot.ident)
+        staff = self.roster.staff - 1
         # commit
+        self.roster.staff = staff
         slot.state = state
+        self.changed[slot.ident] = slot
         self.actions += (action,)
 
     # -- balance ---------------------------------------------------------------------------------------------
 
-    def steal(self) -> bool:
+    def steal(self) -> None:
         """Recalls the packets queued at the most loaded slot, where another idles and nobody waits."""
-        if self.waiting or not any(slot.state is SlotState.IDLE for slot in self.slots.values()):
-            return False
-        queued = [slot for slot in self.slots.values() if len(slot.packets) > 1 and not slot.recalled]
-        queued += [
-            slot
-            for slot in self.slots.values()
-            if slot.state is SlotState.STARTING and slot.packets and not slot.recalled
-        ]
-        if not queued:
-            return False
-        victim = max(queued, key=lambda slot: slot.load)
+        if not self.may_steal or self.waiting:
+            return
+        self.roster.file()
+        crowded = self.roster.crowded
+        if not self.roster.idle or not crowded:
+            self.may_steal = False
+            return
+        victim = max(crowded.values(), key=lambda slot: slot.load)
         # commit
         victim.recalled = True
+        self.changed[victim.ident] = victim
         self.actions += ((Action.RECALL, victim.ident),)
-        return True
 
     def starving(self) -> bool:
         """Whether a slot idles that a waiting unit would be given to at once."""
-        return not self.waiting and any(
-            slot.state is SlotState.IDLE or (slot.state is SlotState.STARTING and not slot.packets)
-            for slot in self.slots.values()
-        )
-
-    def deadline(self) -> int | None:
-        """When `late` has something to say next, in ns; None: never, so wait without a limit."""
-        earliest: int | None = None
-        for slot in self.slots.values():
-            for head in slot.packets.values():
-                if head.look_at and (earliest is None or head.look_at < earliest):
-                    earliest = head.look_at
-                break
-        return earliest
+        self.roster.file()
+        return not self.waiting and bool(self.roster.idle or self.roster.fresh)
 
     def late(self, now: int) -> None:
         """Has packets looked at that take longer than thought.
@@ -533,12 +410,19 @@ class Scheduler:
         retires, it also claims the tail back, so that a slow unit strands nobody. From a slot that is stuck the tail
         and the queue are taken in any case: where other slots never idle they might wait there for ever.
         """
-        idle = not self.waiting and any(slot.state is SlotState.IDLE for slot in self.slots.values())
+        if self.look_at is None or now < self.look_at:
+            return
+        self.roster.file()
+        idle = not self.waiting and bool(self.roster.idle)
+        earliest: int | None = None
         for slot in self.slots.values():
             for head in slot.packets.values():
                 if head.look_at and head.look_at <= now:
                     self._look(slot, head, idle or slot.state is SlotState.RETIRING, now)
+                if head.look_at and (earliest is None or head.look_at < earliest):
+                    earliest = head.look_at
                 break
+        self.look_at = earliest
 
     def _look(self, slot: Slot, head: Packet, cut: bool, now: int) -> None:
         """A packet is late: it is taken to need as long again as it has run."""
@@ -560,6 +444,7 @@ class Scheduler:
         head.look_at = look_at
         head.load = load
         slot.load += more
+        self.changed[slot.ident] = slot
         if recall:
             slot.recalled = True
         self.actions += actions

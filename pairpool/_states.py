@@ -1,4 +1,4 @@
-"""What the scheduler keeps of jobs, packets and slots; their states and every move between them, as tables.
+"""What the scheduler keeps of jobs, packets and slots, and what it decides; every move of states, as tables.
 
 Everything that decides what may follow what lives here; _scheduler.py looks up each move and never sets a
 state otherwise. A move that is not in the table is a KeyError that names state and event: a fault of ours.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 State = TypeVar("State", bound=StrEnum)
 Event = TypeVar("Event", bound=StrEnum)
@@ -116,9 +116,6 @@ PACKET_TRANSITIONS = _strict(
 )
 
 
-Range = tuple[int, int]
-
-
 @dataclass(slots=True, eq=False)
 class Job:
     """A job as the scheduler sees it: numbers only."""
@@ -128,11 +125,12 @@ class Job:
     next: int = 0  # first unit never handed out
     ready: int = 0  # units before this one can be handed out
     closed: bool = False  # no more units will become ready
-    returned: tuple[Range, ...] = ()  # ranges handed out once that came back
+    returned: tuple[tuple[int, int], ...] = ()  # ranges handed out once that came back
     settled: int = 0  # units with an outcome
     in_flight: int = 0  # packets
     unit_ns: int = 0  # estimate of a unit's running time; 0 = not known
     grown: int = 1  # units a packet may have by now
+    awaited: Slot | None = None  # is not refilled by others until a packet of this one fits
 
     @property
     def waiting(self) -> int:
@@ -143,8 +141,8 @@ class Cargo(Protocol):
     """What a packet carries, as far as it matters afterwards."""
 
     @property
-    def count(self) -> int:
-        """Units."""
+    def units(self) -> int:
+        """How many it has."""
 
     @property
     def definitions(self) -> frozenset[int]:
@@ -186,3 +184,25 @@ class Slot:
     load: int = 0  # ns of estimated work in flight
     size: int = 0  # bytes in flight
     recalled: bool = True  # nothing was sent since the last recall
+    shelf: dict[int, Slot] | None = None  # of the roster, on which it lies
+
+
+class Action(StrEnum):
+    """What the dispatcher is told to do, as ``(Action, argument, ...)``."""
+
+    DELIVER = "deliver"  # (job, record): outcomes for the job's results
+    PROGRESS = "progress"  # (job,): the dispatcher's own second half of DELIVER
+    FINISH = "finish"  # (job,): every unit of a closed job is settled
+    RECALL = "recall"  # (slot,): take back what is queued at the slot
+    LOOK = "look"  # (slot, packet, cut): fetch results committed so far; with `cut` also the tail
+    OPEN = "open"  # (slot,): start a worker
+    STOP = "stop"  # (slot,): tell an idle worker to end
+
+
+class Choice(NamedTuple):
+    """A packet worth sending now: up to `limit` units of `job` from `first` on, to `slot`."""
+
+    slot: Slot
+    job: Job
+    first: int
+    limit: int

@@ -1,23 +1,27 @@
 """A worker process: takes packets from its channel, runs them, sends their outcomes.
 
 One thread, the main one. It blocks in three places only: waiting for a message, sending one (the parent always
-receives in the end; where the parent is gone the dead-man pipe kills this process), and in the user's code.
+receives in the end, which also frees what the kernel lacks; where the parent is gone the dead-man pipe kills this
+process), and in the user's code.
 """
 
 from __future__ import annotations
 
 import array
+import errno
 import os
 import select
 import socket
+import struct
 import sys
+import time
 import traceback
 from collections import deque
 from collections.abc import Sequence
-from multiprocessing.pool import MaybeEncodingError
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from pairpool import _channel, _codec, _framing
+from pairpool import _channel, _codec, _descriptors, _framing
 from pairpool._outbox import Outbox
 from pairpool._packet import Kind
 from pairpool._page import Page
@@ -29,14 +33,25 @@ if TYPE_CHECKING:
 SPIN = 50e-6  # seconds a worker keeps looking for its next packet before it sleeps: less than a wake-up costs
 CONTROL_EVERY = 64  # packets after which the control channel is read even if the next packet is there already
 
+# Why the kernel may refuse to send for a while: no memory, or as many descriptors in flight as this user may have.
+_REFUSALS = frozenset((errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS))
+_REST = 0.005  # seconds until it is asked again; nothing tells when that is over
+
 
 def run(setup: WorkerSetup, slot: int, descriptors: tuple[int, ...]) -> None:
     """The life of a worker. `descriptors`: tasks, control, outbox, and those of the page."""
     kind = (socket.AF_UNIX, socket.SOCK_SEQPACKET, 0)
     tasks = socket.socket(*kind, fileno=descriptors[0])
     control = socket.socket(*kind, fileno=descriptors[1])
-    with tasks, control:
-        worker = Worker(tasks, control, Outbox(descriptors[2]), Page.attach(descriptors[3:]))
+    # What a task forks has none of it: neither its children nor the zygotes of pools that it makes.
+    _descriptors.register(tasks, control)
+    with (
+        tasks,
+        control,
+        closing(Outbox.attach(descriptors[2])) as outbox,
+        closing(Page.attach(descriptors[3:])) as page,
+    ):
+        worker = Worker(tasks, control, outbox, page)
         if setup.initializer is not None:
             try:
                 setup.initializer(*setup.initargs)
@@ -60,8 +75,11 @@ class _PickleCodec:
         self.loads = decoder.loads
 
     def refused(self, data: Any) -> bytes | None:
-        needs = self._refused(_codec.loads_needs(data))
-        return _codec.dumps_needs(needs) if needs else None
+        needs = _codec.loads_needs(data)
+        refused = self._refused(needs)
+        # By their places: the parent, which has sent them, need not unpickle anything to know them.
+        places = [place for place, need in enumerate(needs) if need in refused]
+        return struct.pack(f"<{len(places)}H", *places) if places else None
 
     def is_nothing(self, data: Any) -> bool:
         return not len(data)
@@ -74,7 +92,7 @@ class _PickleCodec:
 
     def encode_error(self, error: BaseException) -> bytes:
         # A result that cannot be pickled is no error of the task: as in the stdlib it shows no remote traceback.
-        return _codec.encode_error(error, wrap=not isinstance(error, MaybeEncodingError))
+        return _codec.encode_error(error, wrap=not isinstance(error, _codec.MaybeEncodingError))
 
 
 class Worker:
@@ -90,12 +108,19 @@ class Worker:
     def send(self, kind: int, ident: int, buffers: Sequence[Any]) -> None:
         """Sends one message, blocking while the channel is full."""
         message, memfd = _channel.encode(kind, ident, buffers)
-        if memfd is None:
-            self._tasks.sendall(message)
-            return
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", (memfd.fileno(),)))]
-        self._tasks.sendmsg([message], rights)
-        memfd.close()
+        while True:
+            try:
+                if memfd is None:
+                    self._tasks.sendall(message)
+                    return
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", (memfd.fileno(),)))]
+                self._tasks.sendmsg([message], rights)
+                memfd.close()
+                return
+            except OSError as error:
+                if error.errno not in _REFUSALS:
+                    raise
+                time.sleep(_REST)
 
     def serve(self) -> None:
         """Runs packets until told to stop, or until the parent is gone."""
@@ -133,10 +158,8 @@ class Worker:
         while _framing.receive(self._control, arrivals, None, 1):
             message, _ = _framing.admit(arrivals.popleft()[1])
             if not message:
-                self._stopped = True
+                self._stopped = True  # the parent wants no more of this worker, or is gone
                 return
             kind, _, buffers = _framing.unpack(message)
-            if kind == Kind.STOP:
-                self._stopped = True
-            elif kind == Kind.FORGET:
+            if kind == Kind.FORGET:
                 self._runner.forget(buffers[0].cast("Q"))

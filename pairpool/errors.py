@@ -49,7 +49,7 @@ class WorkerLostError(PairpoolError):
         return str(self.args[0])
 
     @classmethod
-    def of(cls, pid: int | None, exitcode: int | None) -> WorkerLostError:
+    def of(cls, pid: int | None, exitcode: int | None, when: str = "while running this item") -> WorkerLostError:
         """The error of an item whose worker ended so."""
         if exitcode is None:
             how = "ended"
@@ -62,7 +62,7 @@ class WorkerLostError(PairpoolError):
                 how = f"was killed by signal {-exitcode}"
             if exitcode == -signal.SIGKILL:
                 how += " (perhaps out of memory)"
-        return cls(f"worker process {pid} {how} while running this item", pid, exitcode)
+        return cls(f"worker process {pid} {how} {when}", pid, exitcode)
 
 
 class InitializerError(PairpoolError):

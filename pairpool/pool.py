@@ -14,7 +14,8 @@ from multiprocessing import util
 from typing import Any, Self, TypeVar
 
 from pairpool import _dispatch
-from pairpool.results import AsyncResult, Future, IMapIterator, IMapUnorderedIterator, MapResult
+from pairpool._future import Future
+from pairpool.results import AsyncResult, IMapIterator, IMapUnorderedIterator, MapResult
 
 T = TypeVar("T")
 
@@ -48,19 +49,13 @@ class Pool(stdlib.Pool):
         maxtasksperchild: int | None = None,
         context: Any = None,
     ) -> None:
-        if not isinstance(self, Pool):
-            # After install() the stdlib's own ThreadPool comes here through the global name `Pool`.
+        if not _is_ours(self):
             _StdlibPool.__init__(self, processes, initializer, initargs, maxtasksperchild, context)
             return
         self._status: str = INIT
         if processes is None:
             processes = _dispatch.default_size()
-        if processes < 1:
-            raise ValueError("Number of processes must be at least 1")
-        if maxtasksperchild is not None and (not isinstance(maxtasksperchild, int) or maxtasksperchild <= 0):
-            raise ValueError("maxtasksperchild must be a positive int or None")
-        if initializer is not None and not callable(initializer):
-            raise TypeError("initializer must be a callable")
+        _check_arguments(processes, initializer, maxtasksperchild)
         self._budget = maxtasksperchild
         plan = _dispatch.WorkerPlan(initializer, tuple(initargs))
         self._dispatcher = _dispatch.Dispatcher(self._make_engine(context), plan, processes, maxtasksperchild)
@@ -86,7 +81,7 @@ class Pool(stdlib.Pool):
         result: T = self.apply_async(func, args, kwds).get()
         return result
 
-    def apply_async(  # type: ignore[override]  # the stdlib's stubs name no base class of results
+    def apply_async(
         self,
         func: Callable[..., Any],
         args: Iterable[Any] = (),
@@ -133,7 +128,7 @@ class Pool(stdlib.Pool):
         """``[func(*item) for item in iterable]``, in the workers."""
         return self._map_here(func, iterable, chunksize, star=True)
 
-    def map_async(  # type: ignore[override]
+    def map_async(
         self,
         func: Callable[[Any], Any],
         iterable: Iterable[Any],
@@ -144,7 +139,7 @@ class Pool(stdlib.Pool):
         """Like `map`, but returns at once."""
         return self._map_async(func, iterable, chunksize, callback, error_callback, star=False, here=False)
 
-    def starmap_async(  # type: ignore[override]
+    def starmap_async(
         self,
         func: Callable[..., Any],
         iterable: Iterable[Iterable[Any]],
@@ -155,10 +150,13 @@ class Pool(stdlib.Pool):
         """Like `starmap`, but returns at once."""
         return self._map_async(func, iterable, chunksize, callback, error_callback, star=True, here=False)
 
-    def _map_here(self, func: Callable[..., Any], iterable: Iterable[Any], chunksize: int | None, *, star: bool) -> Any:
+    def _map_here(
+        self, func: Callable[..., T], iterable: Iterable[Any], chunksize: int | None, *, star: bool
+    ) -> list[T]:
         result = self._map_async(func, iterable, chunksize, None, None, star=star, here=True)
         try:
-            return result.get()
+            values: list[T] = result.get()
+            return values
         except BaseException:
             if not result.ready() and result.job is not None:
                 # Interrupted: nobody will ever see the results, so what has not begun does not begin.
@@ -229,6 +227,8 @@ class Pool(stdlib.Pool):
             feeder.start_thread()
         self._dispatcher.add_batch(job, feeder)
 
+    # The stubs say IMapIterator also for chunks, where the stdlib returns a generator as we do, and let chunksize be
+    # None, which the stdlib does not take.
     def imap(self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int = 1) -> Iterator[T]:  # type: ignore[override]
         """Iterates over ``func(item)`` in the order of the items, which are pulled as the pool works."""
         return self._imap(IMapIterator(self._dispatcher, self), func, iterable, chunksize)
@@ -335,7 +335,7 @@ class Pool(stdlib.Pool):
     # -- what programs look at in the stdlib's pool ----------------------------------------------------------
 
     @property
-    def _state(self) -> str:  # type: ignore[override]
+    def _state(self) -> str:
         return self._status
 
     @_state.setter
@@ -343,22 +343,37 @@ class Pool(stdlib.Pool):
         self._status = state
 
     @property
-    def _pool(self) -> list[Any]:  # type: ignore[override]
+    def _pool(self) -> list[Any]:
         """The live workers: pid, name, exitcode, is_alive(), terminate(), kill()."""
         return self._dispatcher.engine.workers() if self._status != INIT else []
 
     @property
-    def _processes(self) -> int:  # type: ignore[override]
+    def _processes(self) -> int:
         return self._dispatcher.size
 
     @property
-    def _cache(self) -> Sequence[None]:  # type: ignore[override]
+    def _cache(self) -> Sequence[None]:
         """As long as there are pending jobs."""
         return (None,) * self._dispatcher.pending()
 
     def _repopulate_pool(self) -> None:
         """Workers are replaced without this; it is there because tests of the stdlib's call it."""
         self._dispatcher.drain()
+
+
+def _is_ours(pool: stdlib.Pool) -> bool:
+    """False for the stdlib's own ThreadPool, which after install() calls our `__init__` by the global name `Pool`."""
+    return isinstance(pool, Pool)
+
+
+def _check_arguments(processes: int, initializer: object, maxtasksperchild: object) -> None:
+    """Refuses in the stdlib's words; callers need not have types, so none is relied on where the stdlib looks."""
+    if processes < 1:
+        raise ValueError("Number of processes must be at least 1")
+    if maxtasksperchild is not None and (not isinstance(maxtasksperchild, int) or maxtasksperchild <= 0):
+        raise ValueError("maxtasksperchild must be a positive int or None")
+    if initializer is not None and not callable(initializer):
+        raise TypeError("initializer must be a callable")
 
 
 def _end_forgotten(dispatcher: _dispatch.Dispatcher) -> None:

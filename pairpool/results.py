@@ -1,4 +1,4 @@
-"""What callers hold: results of calls, of maps, iterators over results, futures.
+"""What callers hold: results of calls, of maps, iterators over results (futures: _future.py).
 
 Each is a subclass of its counterpart in the standard library, so that ``isinstance`` holds, with the same methods and
 messages. What a task returned is unpickled by whoever asks for it, on that thread: `ready()` and `successful()` need
@@ -7,16 +7,13 @@ no unpickling. A result keeps its pool alive while it is pending.
 
 from __future__ import annotations
 
-import concurrent.futures
 import multiprocessing.pool as stdlib
-import threading
-from _thread import allocate_lock
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from pairpool import errors
-from pairpool._dispatch import OutcomeMode, Status
+from pairpool._dispatch import Deadline, OutcomeMode, Status
 
 if TYPE_CHECKING:
     from pairpool._dispatch import BatchJob, Dispatcher, Feeder, Record, Settable
@@ -244,14 +241,19 @@ class MapResult(_Result, stdlib.MapResult):  # type: ignore[type-arg]
 
 
 class IMapIterator(stdlib.IMapIterator, Generic[T]):  # type: ignore[type-arg]
-    """Iterates over results in the order of the items (`multiprocessing.pool.IMapIterator`)."""
+    """Iterates over results in the order of the items (`multiprocessing.pool.IMapIterator`).
+
+    Several threads may share one: each result goes to one of them.
+    """
+
+    _ordered = True
 
     def __init__(self, dispatcher: Dispatcher, pool: object) -> None:
         self._dispatcher = dispatcher
         self._pool: Any = pool
-        self._ready: dict[int, tuple[int, Any]] = {}  # by unit
-        self._order: deque[int] = deque()  # units in the order of arrival
-        self._next = 0  # results taken
+        self._ready: dict[int, tuple[int, Any]] = {}  # by the place in which they are handed out
+        self._arrived = 0  # outcomes
+        self._next = 0  # outcomes taken, and the place of the next
         self._length: int | None = None  # units in all, once known
         self._failed: BaseException | None = None
         self.signals: list[Settable] = []
@@ -260,16 +262,16 @@ class IMapIterator(stdlib.IMapIterator, Generic[T]):  # type: ignore[type-arg]
     def take(self, record: Record, records: deque[Record]) -> int | None:
         job = self.job
         assert job is not None
-        arrived = {}
+        outcomes = []
         for unit, status, payload in record.outcomes():
             if status == Status.SKIPPED and unit in job.failures:
                 status, payload = Status.ERROR, job.failures[unit]
-            arrived[unit] = (status, payload)
-        mine, order = self._ready, self._order
-        units = tuple(arrived)
+            outcomes.append((status, payload))
+        arrived = dict(enumerate(outcomes, record.first if self._ordered else self._arrived))
+        mine, number = self._ready, len(outcomes)
         # commit
         mine |= arrived
-        order += units
+        self._arrived += number
         del records[0]
         return None
 
@@ -288,39 +290,48 @@ class IMapIterator(stdlib.IMapIterator, Generic[T]):  # type: ignore[type-arg]
         self._pool = None
         self.progress()
 
-    def _turn(self) -> int | None:
-        """The unit whose result comes next, where it is there."""
-        return self._next if self._next in self._ready else None
-
     def _has_news(self) -> bool:
-        return self._turn() is not None or self._next == self._length or self._failed is not None
+        return self._next in self._ready or self._next == self._length or self._failed is not None
 
     def next(self, timeout: float | None = None) -> T:
-        """The next result; raises `pairpool.TimeoutError` where it is not there after `timeout` seconds."""
-        if not self._has_news():
-            self._dispatcher.wait(self._has_news, self.signals, timeout)
-        unit = self._turn()
-        if unit is None:
-            if self._next == self._length:
-                raise StopIteration from None
-            if self._failed is not None:
-                raise self._failed
-            raise errors.TimeoutError from None
-        succeeded, value = decode(self._dispatcher, *self._ready[unit])
-        following = self._next + 1
-        ready, order = self._ready, self._order
-        at = 0 if order[0] == unit else order.index(unit)
-        # commit: nothing is lost where an interrupt strikes before, nor told twice where it strikes after
-        del ready[unit]
-        del order[at]
-        self._next = following
+        """The next result; raises `pairpool.TimeoutError` where it is not there after `timeout` seconds.
+
+        A task's StopIteration comes as a RuntimeError, as out of a generator (PEP 479): it would end the loop over
+        the results, and those after it would be lost.
+        """
+        deadline = Deadline(timeout)
+        mine = False
+        while not mine:
+            if not self._has_news():
+                self._dispatcher.wait(self._has_news, self.signals, deadline.remaining())
+            place, ready = self._next, self._ready
+            raw = ready.get(place)
+            if raw is None:
+                if place != self._next:
+                    continue  # another thread took it
+                if place == self._length:
+                    raise StopIteration from None
+                if self._failed is not None:
+                    raise self._failed
+                if deadline.passed():
+                    raise errors.TimeoutError from None
+                continue
+            succeeded, value = decode(self._dispatcher, *raw)
+            if not succeeded and isinstance(value, StopIteration):
+                stop, value = value, RuntimeError("a task raised StopIteration")
+                value.__cause__ = stop
+            # commit: nothing is lost where an interrupt strikes before, nor told twice where it strikes after
+            mine = place in ready
+            if mine:
+                del ready[place]
+                self._next = place + 1
         if succeeded:
             return value  # type: ignore[no-any-return]
         raise value
 
     __next__ = next
 
-    def __iter__(self) -> Iterator[T]:
+    def __iter__(self) -> Self:
         return self
 
     def chained(self) -> Generator[Any, None, None]:
@@ -329,130 +340,7 @@ class IMapIterator(stdlib.IMapIterator, Generic[T]):  # type: ignore[type-arg]
             yield from chunk  # type: ignore[misc]
 
 
-class IMapUnorderedIterator(IMapIterator[T], stdlib.IMapUnorderedIterator):  # type: ignore[type-arg, misc]
+class IMapUnorderedIterator(IMapIterator[T], stdlib.IMapUnorderedIterator):  # type: ignore[type-arg]
     """Iterates over results as they arrive (`multiprocessing.pool.IMapUnorderedIterator`)."""
 
-    def _turn(self) -> int | None:
-        return self._order[0] if self._order else None
-
-
-_conditions = allocate_lock()  # guards the making of any future's Condition against its finishing without one
-
-
-class Future(concurrent.futures.Future[T]):
-    """The result of one `submit` (`concurrent.futures.Future`).
-
-    A Condition is made only when somebody waits for it through the standard library; without one a future costs
-    a fifth. Once there is one, the standard library's own methods change the state.
-    """
-
-    def __init__(self, dispatcher: Dispatcher, pool: object) -> None:
-        self._dispatcher = dispatcher
-        self._pool: Any = pool
-        self._made: threading.Condition | None = None
-        self._raw: tuple[int, Any] | None = None
-        self.signals: list[Settable] = []
-        self._state = "PENDING"
-        self._result: T | None = None
-        self._exception: BaseException | None = None
-        self._waiters: list[Any] = []
-        self._done_callbacks: list[Any] = []
-
-    @property
-    def _condition(self) -> threading.Condition:
-        made = self._made
-        if made is None:
-            made = threading.Condition()
-            with _conditions:  # operators only: no signal handler can enter again in between
-                if self._made is None:
-                    self._made = made
-                made = self._made
-        return made
-
-    # -- the dispatcher's side -------------------------------------------------------------------------------
-
-    def begin(self) -> bool:
-        """From now on it cannot be cancelled; False where it was."""
-        if self._state == "PENDING":
-            self._state = "RUNNING"
-        return self._state == "RUNNING"
-
-    def settle(self, status: int, payload: Any) -> None:
-        raw = (status, payload)
-        with _conditions:
-            if self._raw is None:
-                self._raw = raw
-            quiet = self._made is None
-            if quiet and (self._state == "PENDING" or self._state == "RUNNING"):
-                self._state = "FINISHED"
-        if quiet:
-            self._pool = None
-            for signal in self.signals[:]:
-                signal.set()
-        elif self._state == "RUNNING" or self._state == "PENDING":
-            # Somebody waits through its Condition, or left callbacks: both may take time and run the user's code.
-            self._dispatcher.call_back(self._finish_aloud)
-
-    def _finish_aloud(self) -> None:
-        """On the callback thread."""
-        succeeded, value = self._decode()
-        try:
-            if succeeded:
-                self.set_result(value)
-            else:
-                self.set_exception(value)
-        except concurrent.futures.InvalidStateError:
-            pass  # cancelled, or told before
-        self._pool = None
-        for signal in self.signals[:]:
-            signal.set()
-
-    # -- the caller's side -----------------------------------------------------------------------------------
-
-    def _decode(self) -> Outcome:
-        raw = self._raw
-        assert raw is not None
-        outcome: Outcome = self.__dict__.setdefault("_decoded", decode(self._dispatcher, *raw))
-        return outcome
-
-    def _load(self) -> None:
-        """Unpickles what came, where that has not been done."""
-        if self._raw is not None and self._result is None and self._exception is None:
-            succeeded, value = self._decode()
-            if succeeded:
-                self._result = value
-            else:
-                self._exception = value
-
-    def cancel(self) -> bool:
-        """As the standard library's: True where the call has not been handed to a worker, and never will be."""
-        cancelled = super().cancel()
-        if cancelled and self._state == "CANCELLED":
-            self.set_running_or_notify_cancel()
-        return cancelled
-
-    def result(self, timeout: float | None = None) -> T:
-        self._await(timeout)
-        try:
-            return super().result(0)
-        finally:
-            self = None  # type: ignore[assignment]  # no cycle through the traceback
-
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        self._await(timeout)
-        return super().exception(0)
-
-    def add_done_callback(self, fn: Callable[[concurrent.futures.Future[T]], object]) -> None:
-        if self._state == "FINISHED":
-            self._load()
-        super().add_done_callback(fn)
-
-    def _await(self, timeout: float | None) -> None:
-        if not self.done():
-            self._dispatcher.wait(self.done, self.signals, timeout)
-            if not self.done():
-                raise errors.TimeoutError
-        self._load()
-
-    def done(self) -> bool:
-        return self._state in ("FINISHED", "CANCELLED", "CANCELLED_AND_NOTIFIED")
+    _ordered = False

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from pairpool._scheduler import Choice, Scheduler
-from pairpool._states import Job, Packet, Slot
+from pairpool._scheduler import Scheduler
+from pairpool._states import Choice, Job, Packet, Slot
 
 MICROSECOND, MILLISECOND = 1_000, 1_000_000  # ns
 
@@ -17,8 +17,8 @@ class Freight:
     definitions: frozenset[int] = frozenset()
     needs: tuple[Any, ...] = ()
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, units: int) -> None:
+        self.units = units
 
 
 class Bench:
@@ -43,8 +43,8 @@ class Bench:
     def job(self, ident: int, units: int, *, closed: bool = True, unit_ns: int = 0) -> Job:
         """Add a job with all its units."""
         job = Job(ident, visible=True, unit_ns=unit_ns)
-        self.scheduler.add(job)
-        self.scheduler.feed(job, units, closed)
+        self.scheduler.backlog.add(job)
+        self.scheduler.backlog.feed(job, units, closed)
         return job
 
     def send(self) -> list[Packet]:
@@ -72,3 +72,11 @@ class Bench:
         actions = list(self.scheduler.actions)
         self.scheduler.actions.clear()
         return actions
+
+    def looks(self) -> list[int]:
+        """Have the scheduler look whenever it wants to, until it never does; return when that was."""
+        looks = []
+        while (look_at := self.scheduler.look_at) is not None:
+            self.scheduler.late(look_at)
+            looks.append(look_at)
+        return looks

@@ -83,9 +83,13 @@ class Receiver:
         """Note it."""
         self._note("outcomes", outcomes)
 
-    def on_refused(self, refusal: tuple[int, Any]) -> None:
+    def on_refused(self, refusal: tuple[int, int, Any]) -> None:
         """Note it."""
-        self._note("refused", refusal[0])
+        self._note("refused", refusal[1])
+
+    def on_unsendable(self, failure: tuple[int, BaseException]) -> None:
+        """Note it."""
+        self._note("unsendable", failure[0])
 
     def on_came_back(self, packet: int) -> None:
         """Note it."""
@@ -106,6 +110,10 @@ class Receiver:
     def on_failed(self, failure: tuple[int, BaseException]) -> None:
         """Note it."""
         self._note("failed", failure[0])
+
+    def on_unstarted(self, refusal: tuple[int, str]) -> None:
+        """Note it."""
+        self._note("unstarted", refusal[0])
 
     def on_down(self, end: SlotEnd) -> None:
         """Note it."""
@@ -185,7 +193,7 @@ class Carrier:
         if needs:
             job.definition = replace(definition, payload=replace(definition.payload, needs=needs))
         body = job.build(0, len(items), set(), self.engine.body_room)
-        assert body.count == len(items)
+        assert body.units == len(items)
         packet = next(_idents)
         self.engine.outbox.append(self.engine.entry(slot, packet, body)[0])
         self.engine.flush()
@@ -200,7 +208,7 @@ class Carrier:
                 values = decode(told.buffers[0])
                 found += [Outcome(told.offset + n, Status.OK, value) for n, value in enumerate(values)]
             elif told.packet == packet:
-                for unit, status, payload in Record(told.offset, told.count, told.mode, told.buffers).outcomes():
+                for unit, status, payload in Record(told.offset, told.units, told.mode, told.buffers).outcomes():
                     found.append(Outcome(unit, status, decode(payload) if status == Status.OK else None))
         return found
 

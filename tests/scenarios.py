@@ -11,9 +11,11 @@ from typing import Any, TypeAlias
 from interruptions import Interruption, Point
 from pairpool import errors
 from pairpool._codec import Definition, DefinitionKind, Payload
+from pairpool._core import RETRY, SHORTAGE
 from pairpool._dispatch import BatchJob, Call, Dispatcher, Feeder, WorkerPlan
 from pairpool._feeder import CLOSED
-from pairpool.results import AsyncResult, Future, IMapIterator, IMapUnorderedIterator, MapResult
+from pairpool._future import Future
+from pairpool.results import AsyncResult, IMapIterator, IMapUnorderedIterator, MapResult
 from scripted import ScriptedEngine, ScriptedWorker
 
 Scenario: TypeAlias = "Callable[[Stage], Any]"
@@ -28,6 +30,15 @@ class Clock:
     def monotonic_ns(self) -> int:
         """Return the time."""
         return self.now
+
+
+class NoThread:
+    """A thread that is never run: the test does what it would do."""
+
+    def __init__(self, **_: Any) -> None: ...
+
+    def start(self) -> None:
+        """Do nothing."""
 
 
 class Stage:
@@ -308,6 +319,56 @@ def failing_initializers(stage: Stage) -> Any:
     return [outcome(each).partition(":")[0] for each in (call, batch, *later)]
 
 
+def refused_workers(stage: Stage) -> Any:
+    """The pool is to grow, and the system lets it only a little."""
+    results = [stage.map(range(1, 99, 2)), stage.call(stage.result(), 1)]
+    up = stage.workers
+    for worker in up:
+        worker.go_on()
+    stage.post(stage.dispatcher.on_resize, 5)
+    for _ in range(20):
+        for worker in stage.workers:
+            if worker not in up:
+                worker.refuse("no more")
+                stage.enter()
+    stage.run()
+    return [outcome(each) for each in results]
+
+
+def nonsense(stage: Stage) -> Any:
+    """A worker says twice that it is up, and is replaced."""
+    first = stage.workers[0]
+    first.go_on()
+    stage.enter()
+    stage.post(stage.dispatcher.on_up, first.slot)
+    assert first not in stage.workers
+    results = [stage.call(stage.result(), n) for n in range(1, 6)]
+    stage.run()
+    return [outcome(each) for each in results]
+
+
+def shortages(stage: Stage) -> Any:
+    """There is no room for a call for a while, and never for another."""
+    make, refused = stage.engine.entry, {1, 2}
+
+    def entry(slot: int, packet: int, body: Any) -> Any:
+        if any(payload[1][0] in refused for payload in body.buffers if type(payload) is tuple):
+            raise OSError("no room")
+        return make(slot, packet, body)
+
+    stage.engine.entry = entry  # type: ignore[method-assign]
+    results = [stage.call(stage.result(), n) for n in (1, 3, 2, 4)]
+    stage.pass_time(RETRY)
+    refused.remove(1)
+    for _ in range(5):
+        stage.pass_time(RETRY)
+        stage.run()
+    for _ in range(2):
+        stage.pass_time(SHORTAGE)
+        stage.run()
+    return [outcome(each) for each in results]
+
+
 def termination(stage: Stage) -> Any:
     """The pool is terminated at work."""
     call, batch = stage.call(stage.result(callbacks=True), 1), stage.map(range(1, 100))
@@ -334,5 +395,6 @@ def breakdown(stage: Stage) -> Any:
 
 
 SCENARIOS: tuple[Scenario, ...] = (
-    calls, maps, iterators, stealing, refusals, deaths, resizes, cancels, failing_initializers, termination, breakdown,
+    calls, maps, iterators, stealing, refusals, deaths, resizes, cancels, failing_initializers, refused_workers,
+    nonsense, shortages, termination, breakdown,
 )  # fmt: skip

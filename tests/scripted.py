@@ -55,7 +55,7 @@ class ScriptedWorker:
         self._mode, flags, n_definitions, count, _, definition, _ = TASKS_HEAD.unpack(buffers[0])
         at = 1
         if flags & Flag.NEEDS:
-            self._tell(self._engine.handlers.on_refused, (ident, buffers[at]))
+            self._tell(self._engine.handlers.on_refused, (self.slot, ident, tuple(range(len(buffers[at])))))
             return
         definitions = self._engine.definitions
         for _ in range(n_definitions):
@@ -138,6 +138,13 @@ class ScriptedWorker:
         self._units.popleft()
         self.end(-9)
 
+    def refuse(self, reason: str) -> None:
+        """End because the system gives no worker."""
+        self._tell(self._engine.handlers.on_unstarted, (self.slot, reason))
+        self.recall()
+        self._tell(self._engine.handlers.on_down, SlotEnd(self.slot, None, None, None, 0))
+        del self._engine.by_slot[self.slot]
+
     def fail(self, error: BaseException) -> None:
         """End because the initializer raised."""
         self._tell(self._engine.handlers.on_failed, (self.slot, error))
@@ -197,6 +204,11 @@ class ScriptedEngine:
         """Have a worker end."""
         if slot in self.by_slot:
             self.by_slot[slot].stopping = True
+
+    def condemn(self, slot: int) -> None:
+        """End a worker that answered nonsense."""
+        if slot in self.by_slot:
+            self.by_slot[slot].end(-9)
 
     def forget(self, slot: int, definition: int) -> None:
         """Keep definitions: they are objects of the test's."""

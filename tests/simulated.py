@@ -11,8 +11,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from pairpool._scheduler import MAX_PACKETS, Action, Choice, Scheduler
-from pairpool._states import Job, Packet, PacketEvent, Slot, SlotState
+from pairpool._roster import MAX_PACKETS
+from pairpool._scheduler import Scheduler
+from pairpool._states import Action, Choice, Job, Packet, PacketEvent, Slot, SlotState
 from simulated_workers import End, Fate, Record, Sent, SimulatedJob, SimulatedWorker, Told
 
 
@@ -44,6 +45,7 @@ class SimulatedPool:
         self.workers: dict[int, SimulatedWorker] = {}
         self.deaths = 0  # of workers that were not told to stop
         self.losses = 0  # packets that lost units
+        self._credit = depth
         self.scheduler = Scheduler(credit=depth, packet_room=1, budget=budget)
         self._batch = batch
         self._wake = wake
@@ -53,19 +55,19 @@ class SimulatedPool:
     def submit(self, job: SimulatedJob, ready: int, *, closed: bool) -> None:
         """Begin a job with its first units."""
         self.jobs[job.plan.ident] = job
-        self.scheduler.add(job.plan)
-        self.scheduler.feed(job.plan, ready, closed)
+        self.scheduler.backlog.add(job.plan)
+        self.scheduler.backlog.feed(job.plan, ready, closed)
 
     def feed(self, job: SimulatedJob, ready: int, *, closed: bool) -> None:
         """Make more units of a job ready."""
         if not job.over:
-            self.scheduler.feed(job.plan, ready, closed)
+            self.scheduler.backlog.feed(job.plan, ready, closed)
 
     def cancel(self, job: SimulatedJob) -> None:
         """Forget a job."""
         if not job.over:
             job.cancelled = True
-            self.scheduler.remove(job.plan)
+            self.scheduler.backlog.remove(job.plan)
 
     def resize(self, size: int) -> None:
         """Want another number of workers."""
@@ -82,7 +84,7 @@ class SimulatedPool:
             self.digest()
             moved = [self._run_worker(worker) for worker in list(self.workers.values())]
             if not any(moved) and not self.events:
-                look_at = self.scheduler.deadline()
+                look_at = self.scheduler.look_at
                 if look_at is None:
                     return
                 self.now = max(self.now, look_at)
@@ -112,7 +114,8 @@ class SimulatedPool:
             while (choice := scheduler.choose()) is not None:
                 self._assign(choice)
             scheduler.late(self.now)
-            if scheduler.steal() or scheduler.actions or self.events:
+            scheduler.steal()
+            if scheduler.actions or self.events:
                 continue
             if scheduler.maintain(self._wanted()):
                 continue
@@ -143,7 +146,7 @@ class SimulatedPool:
                 assert not job.finished, "a job finishes twice"
                 assert len(job.fates) == job.plan.ready, "a job finishes too early"
                 job.finished = True
-                self.scheduler.remove(job.plan)
+                self.scheduler.backlog.remove(job.plan)
             case Action.OPEN, slot:
                 self.workers[slot] = worker = SimulatedWorker(self, slot, self._batch())
                 self._wake(worker)
@@ -179,7 +182,7 @@ class SimulatedPool:
 
     def _skip(self, job: SimulatedJob, start: int, stop: int) -> None:
         before = set(waiting_units(job.plan))
-        self.scheduler.skip(job.plan, start, stop)
+        self.scheduler.backlog.skip(job.plan, start, stop)
         skipped = before.difference(waiting_units(job.plan))
         assert skipped == {unit for unit in before if start <= unit < stop}
         for unit in skipped:
@@ -258,6 +261,7 @@ class SimulatedPool:
         assert slots.keys() == self.workers.keys()
         for slot in slots.values():
             self._check_slot(slot)
+        self._check_roster()
         assert scheduler.packets == {ident: each for slot in slots.values() for ident, each in slot.packets.items()}
         for job in self.jobs.values():
             in_flight = [packet for packet in scheduler.packets.values() if packet.job is job.plan]
@@ -266,11 +270,29 @@ class SimulatedPool:
             assert job.over or job.plan.settled == len(job.fates)
         assert self.losses <= self.deaths, "more was lost than died"
 
+    def _check_roster(self) -> None:
+        roster, slots = self.scheduler.roster, self.scheduler.slots
+        roster.file()
+        assert not roster.changed
+        shelves = (roster.idle, roster.fresh, roster.retiring, roster._full, *roster._busy)
+        assert sum(len(shelf) for shelf in shelves) == len(slots)
+        assert roster.staff == len(slots) - len(roster.retiring)
+        assert not (roster.idle and roster.crowded and not self.scheduler.waiting), "a packet waits beside an idle slot"
+        for ident, slot in slots.items():
+            shelf = roster._shelf(slot)
+            assert slot.shelf is shelf is not None
+            assert shelf[ident] is slot
+            queued = len(slot.packets) - (slot.state is not SlotState.STARTING)
+            assert (ident in roster.crowded) == (queued > 0 and not slot.recalled)
+        assert roster.crowded.keys() <= slots.keys()
+
     def _check_slot(self, slot: Slot) -> None:
         packets = slot.packets.values()
         assert slot.load == sum(packet.load for packet in packets)
-        assert slot.size == sum(packet.size for packet in packets) <= self.scheduler.credit
+        assert slot.size == sum(packet.size for packet in packets) <= self._credit
         assert len(packets) <= MAX_PACKETS
+        look_at = next((head.look_at for head in packets), 0)
+        assert not look_at or (self.scheduler.look_at is not None and self.scheduler.look_at <= look_at)
         if slot.state is SlotState.IDLE:
             assert not packets
             assert not self.scheduler.waiting, "a slot idles beside a waiting unit"

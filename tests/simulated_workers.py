@@ -69,7 +69,7 @@ class Sent:
     ident: int
     job: SimulatedJob
     first: int
-    count: int
+    units: int
     needs: tuple[str, ...]
     definitions: frozenset[int] = frozenset()
 
@@ -154,7 +154,7 @@ class SimulatedWorker:
             self.packet = None
             return
         self.entered = True
-        self.next, self.limit = 0, packet.count
+        self.next, self.limit = 0, packet.units
         self.done = self.told = self.claimed_ns = 0
 
     def _claim(self, packet: Sent) -> int:

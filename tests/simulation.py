@@ -117,7 +117,7 @@ class Simulation:
             return  # it was needed earlier
         self._digest_at = None
         self.pool.digest()
-        look_at = self.pool.scheduler.deadline()
+        look_at = self.pool.scheduler.look_at
         if look_at is not None:
             self._digest_soon(max(0, look_at - self.pool.now))
 

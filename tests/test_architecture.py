@@ -49,15 +49,15 @@ STOREYS = {
     ),
     "worker": Storey("_runner _worker", "errors words descriptors framing transport pickling"),
     "zygote": Storey("_orders _surroundings _nursery _birth _zygote", "errors descriptors worker", doors="_zygote"),
-    "scheduler": Storey("_scheduler", "words"),
+    "scheduler": Storey("_scheduler _backlog _roster _pacing _ranges", "words"),
     "jobs": Storey("_jobs _feeder", "errors words pickling worker scheduler"),
     "engines": Storey(
-        "_objects _handle engines engines.inline engines.threads engines.local engines.dask engines.ray",
+        "_objects _handle _outgoing engines engines.inline engines.threads engines.local engines.dask engines.ray",
         "errors words descriptors framing transport pickling worker zygote",
         doors="engines",
     ),
-    "dispatch": Storey("_core _dispatch", "errors words pickling scheduler jobs engines", doors="_dispatch"),
-    "faces": Storey("pool results executor joblib _context _install __init__", "errors dispatch"),
+    "dispatch": Storey("_core _answers _dispatch", "errors words pickling scheduler jobs engines", doors="_dispatch"),
+    "faces": Storey("pool results _future executor joblib _context _install __init__", "errors dispatch"),
     # What is asked from a shell is answered from where it is known.
     "shell": Storey("__main__", "errors words framing scheduler faces"),
 }
@@ -67,6 +67,9 @@ NEVER_IMPORTED = {
     # module: what it does without, whose it is
     "_scheduler": "os socket time threading select asyncio logging multiprocessing",  # events in, actions out
     "_states": "os socket time threading select asyncio logging multiprocessing",
+    "_backlog": "os socket time threading select asyncio logging multiprocessing",
+    "_roster": "os socket time threading select asyncio logging multiprocessing",
+    "_pacing": "os socket time threading select asyncio logging multiprocessing",
     "_packet": "os socket time threading select asyncio multiprocessing",
     "errors": "os socket threading select pickle",
 }
@@ -80,7 +83,7 @@ USERS_ONLY = {
 }
 OPTIONAL = ("numpy", "joblib", "dask", "distributed", "ray", "tqdm", "psutil")
 EXTRAS = ("joblib", "engines.dask", "engines.ray")  # loaded for those who have asked for the extra
-DEPENDENCIES = ("cloudpickle", "tblib")
+DEPENDENCIES = ("cloudpickle",)
 
 # Where the door is not taken, and why.
 BY_THE_WINDOW = {

@@ -18,7 +18,7 @@ from cloudpickle import cloudpickle
 import codec_things
 from codec_things import LOCAL, Thing, add, arrive, cached, decorated, is_open
 from pairpool import _by_value
-from pairpool._codec import DefinitionKind, Encoder, Payload
+from pairpool._codec import DefinitionKind, Encoder, Payload, loads_needs
 from pairpool._passing import OwnedDescriptors
 
 NAMED, BY_VALUE, STATEFUL = DefinitionKind
@@ -245,7 +245,7 @@ class TestPayload:
         """Needs can be written down and read."""
         needs = (("name", b"0123456789abcdef"),)
 
-        assert tuple(Encoder.loads_needs(Encoder.dumps_needs(needs))) == needs
+        assert tuple(loads_needs(Encoder.dumps_needs(needs))) == needs
 
 
 def test_cloudpickle_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:

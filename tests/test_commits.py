@@ -16,8 +16,9 @@ from interruptions import Interrupted, Interruption, Point, Undisturbed
 from pairpool import _core
 from pairpool._codec import Definition, DefinitionKind
 from pairpool._dispatch import BatchJob, Call
-from pairpool.results import Future, IMapIterator, IMapUnorderedIterator, MapResult
-from scenarios import SCENARIOS, Clock, Scenario, Stage, deaths, outcome, packed
+from pairpool._future import Future
+from pairpool.results import IMapIterator, IMapUnorderedIterator, MapResult
+from scenarios import SCENARIOS, Clock, NoThread, Scenario, Stage, deaths, outcome, packed
 
 Played: TypeAlias = tuple[Any, list[Any], list[str]]
 Play: TypeAlias = Callable[[Scenario, Interruption], Played]
@@ -52,15 +53,6 @@ def test_what_could_be_split_is_found(tmp_path: Any, line: str) -> None:
 
 
 # -- Interrupts ----------------------------------------------------------------------------------
-
-
-class NoThread:
-    """A thread that is never run: the test does what it would do."""
-
-    def __init__(self, **_: Any) -> None: ...
-
-    def start(self) -> None:
-        """Do nothing."""
 
 
 @pytest.fixture

@@ -65,6 +65,12 @@ def _like_any_error(cell: Cell, ours: Outcome, reference: Reference) -> bool:
     return _reworded(ours, "") == _reworded(ordinary, "") and name in str(ours)
 
 
+def _as_runtime_error(cell: Cell, ours: Outcome, reference: Reference) -> bool:
+    """Accept what the library does for an ordinary error, but for its type."""
+    ordinary = reference(replace(cell, fault="error within"))
+    return _reworded(ours, "") == _reworded(ordinary, "") and "a task raised StopIteration" in str(ours)
+
+
 def _naming_the_error(cell: Cell, ours: Outcome, reference: Reference) -> bool:
     return _reworded(ours, "cannot pickle") == _reworded(
         reference(cell), "cannot pickle"
@@ -153,9 +159,16 @@ DIFFERENCES = {
     "StopIteration in a task of a map": Difference(
         why="the library takes it for the end of the chunk and returns a shorter list, in which "
         "results stand at the places of others; ours ends with the error",
-        covers=lambda cell: cell.fault == "StopIteration" and _in_chunks(cell),
+        covers=lambda cell: cell.fault == "StopIteration" and cell.face in MAPS,
         accepts=_like_any_error,
         example=Cell("map", 3, "function", "ints", "StopIteration"),
+    ),
+    "StopIteration in a task of an imap": Difference(
+        why="raised by next() it would end the caller's loop as if that were all, and in a chunk of the library's "
+        "it only shortens the results; ours comes as a RuntimeError, as out of a generator (PEP 479)",
+        covers=lambda cell: cell.fault == "StopIteration" and cell.face.startswith("imap"),
+        accepts=_as_runtime_error,
+        example=Cell("imap", 1, "function", "ints", "StopIteration"),
     ),
     "default chunks in parts": Difference(
         why="a chunk that nobody asked for may be split to balance the work, unless the callable "
@@ -167,10 +180,6 @@ DIFFERENCES = {
         example=Cell("map", None, "function", "sharers"),
     ),
 }
-
-
-def _in_chunks(cell: Cell) -> bool:
-    return cell.face in MAPS or (cell.face.startswith("imap") and cell.chunksize not in (None, 1))
 
 
 def agrees(cell: Cell, ours: Outcome, reference: Reference) -> bool:
@@ -186,9 +195,6 @@ def is_sensible(cell: Cell) -> bool:
     if cell.face.startswith("apply"):
         # Arguments are single objects: there is no iterable that could fail.
         return cell.chunksize is None and "iterable" not in cell.fault
-    if cell.fault == "StopIteration" and cell.face == "imap_unordered" and not _in_chunks(cell):
-        # Raised by next() it ends the caller's loop, after whichever results came before it.
-        return False
     if cell.fault == "two errors":
         # Of errors in different chunks the first to arrive is raised, whichever that is.
         return not (cell.face in MAPS and cell.chunksize == 1)

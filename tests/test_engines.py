@@ -348,6 +348,20 @@ def test_a_stopped_worker_ends_by_itself(carrier: Carrier, scene: Scene) -> None
     carrier.until_outcomes(carrier.send(1, note, [(scene.directory, 1)]), 1)
 
 
+@concurrent
+def test_a_worker_that_was_told_much_is_stopped_all_the_same(carrier: Carrier, scene: Scene) -> None:
+    """However much a worker has not read yet, it learns that it is to end."""
+    carrier.start()
+    packet = carrier.send(0, note_and_wait, [(scene.directory, 1)])
+    scene.await_begun()
+    for definition in range(2000):
+        carrier.engine.forget(0, definition)
+    carrier.engine.stop(0)
+    scene.open_gate()
+    carrier.until_outcomes(packet, 1)
+    assert carrier.until_down(0).exitcode in (None, 0)
+
+
 @pytest.mark.parametrize("kill", [False, True])
 def test_after_the_end_nothing_is_left(carrier: Carrier, scene: Scene, kill: bool) -> None:
     """An engine that is shut ends its workers, and says so once; it may be asked to twice."""

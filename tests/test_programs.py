@@ -10,12 +10,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import pairpool
+import twins
 from holdings import Holdings, remains
 from tasks import identity
+from twins import TWINS
+
+twin = twins.twin  # the fixture
 
 PROGRAMS = Path(__file__).parent / "programs"
 ROUNDS = {"fork": 200, "forkserver": 50, "spawn": 10}  # as many pools as some two seconds allow
@@ -57,6 +62,14 @@ def run_program(name: str, *arguments: str, stdin: str = "") -> str:
 def test_a_program_runs_unchanged(name: str, start_method: str) -> None:
     """The program says what it checks; it prints one word when all of it held."""
     assert run_program(name, start_method) == "done\n"
+
+
+def test_workers_of_either_twin_end_without_a_complaint(
+    twin: ModuleType, start_method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that ends has closed all that it was given: nothing warns of what is left open."""
+    monkeypatch.setenv("PAIRPOOL_EXTENSION", "0" if twin is TWINS["python"] else "1")
+    assert "finalizer" in run_program("streams.py", start_method, "pairpool").splitlines()
 
 
 def test_a_forgotten_pool_ends_with_its_program(start_method: str) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import deque
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
+from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from bench import MICROSECOND, MILLISECOND, Bench
-from pairpool._scheduler import DEPTH, MAX_UNITS, TARGET, Action
-from pairpool._states import PacketEvent, SlotState
+from pairpool._pacing import DEPTH, MAX_UNITS, TARGET
+from pairpool._states import Action, PacketEvent, SlotState
 from simulated import SimulatedPool
 from simulated_workers import Fate, SimulatedJob
 
@@ -162,7 +161,7 @@ def test_an_open_job_does_not_finish() -> None:
     job = bench.job(1, 1, closed=False)
     bench.finish(bench.send()[0])
     assert [action[0] for action in bench.taken()] == [Action.DELIVER]
-    bench.scheduler.feed(job, 1, True)
+    bench.scheduler.backlog.feed(job, 1, True)
     assert bench.taken() == [(Action.FINISH, 1)]
 
 
@@ -171,7 +170,7 @@ def test_a_removed_job_stays_gone() -> None:
     bench = Bench(1)
     job = bench.job(1, 100, unit_ns=TARGET)
     first, second, *_ = bench.send()
-    bench.scheduler.remove(job)
+    bench.scheduler.backlog.remove(job)
     bench.scheduler.came_back(second, PacketEvent.RECALL, 0, None)
     bench.finish(first)
     assert bench.send() == []
@@ -256,7 +255,7 @@ def test_skipped_units_count_as_settled() -> None:
     bench = Bench(1)
     job = bench.job(1, 10, unit_ns=DEPTH)
     packet = bench.send()[0]
-    bench.scheduler.skip(job, 1, 10)
+    bench.scheduler.backlog.skip(job, 1, 10)
     assert bench.send() == []
     bench.finish(packet)
     assert bench.taken()[-1] == (Action.FINISH, 1)
@@ -268,8 +267,8 @@ def test_skipping_the_last_units_finishes_the_job() -> None:
     job = bench.job(1, 10, unit_ns=DEPTH)
     bench.finish(bench.send()[0])
     bench.taken()
-    bench.scheduler.skip(job, 1, 10)
-    bench.scheduler.skip(job, 1, 10)
+    bench.scheduler.backlog.skip(job, 1, 10)
+    bench.scheduler.backlog.skip(job, 1, 10)
     assert bench.taken() == [(Action.FINISH, 1)]
 
 

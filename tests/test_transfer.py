@@ -34,8 +34,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 import twins
 from forks import exit_code, fork_child, open_descriptors, run_in_child

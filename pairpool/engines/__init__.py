@@ -41,7 +41,7 @@ class Outcomes(NamedTuple):
     packet: int
     mode: int  # _packet.OutcomeMode
     offset: int
-    count: int
+    units: int
     ran_ns: int  # 0: not known
     buffers: Sequence[Any]
 
@@ -61,14 +61,20 @@ class Handlers(Protocol):
 
     events: deque[Event]
     forked: bool  # this process is a forked child's copy
-    look_at: int | None  # when `drain` has to be called at the latest, in ns of the monotonic clock
+
+    @property
+    def look_at(self) -> int | None:
+        """When `drain` has to be called at the latest, in ns of the monotonic clock."""
 
     def seconds_to_look(self) -> float | None:
         """The same in seconds from now."""
 
     def on_outcomes(self, outcomes: Outcomes) -> None: ...
-    def on_refused(self, refusal: tuple[int, Any]) -> None:
-        """Argument: packet, needs."""
+    def on_refused(self, refusal: tuple[int, int, tuple[int, ...]]) -> None:
+        """Argument: slot, packet, which of its needs (by their places) the slot's worker has otherwise."""
+
+    def on_unsendable(self, failure: tuple[int, BaseException]) -> None:
+        """Argument: packet, why it could not be sent, though its slot is well."""
 
     def on_came_back(self, packet: int) -> None: ...
     def on_cut(self, cut: tuple[int, int]) -> None:
@@ -82,6 +88,9 @@ class Handlers(Protocol):
 
     def on_failed(self, failure: tuple[int, BaseException]) -> None:
         """Argument: slot, what its initializer raised."""
+
+    def on_unstarted(self, refusal: tuple[int, str]) -> None:
+        """Argument: slot, why the system gives it no worker. Its `on_down` follows, and nothing comes in between."""
 
     def on_down(self, end: SlotEnd) -> None: ...
     def on_broken(self, error: BaseException) -> None:
@@ -121,7 +130,10 @@ class Engine(Protocol):
         """Comes up with a worker for each of `slots`; raises where that is impossible, leaving nothing."""
 
     def entry(self, slot: int, packet: int, body: Body) -> tuple[Any, int]:
-        """What to put in the outbox for this packet, and what it takes of the slot's credit."""
+        """What to put in the outbox for this packet, and what it takes of the slot's credit.
+
+        Raises OSError or MemoryError where the system has no room for it; it may have later.
+        """
 
     def flush(self) -> None:
         """Sends what is in the outbox."""

@@ -14,7 +14,7 @@ what          parent                 worker
 ============  =====================  ==========================================================
 tasks         both ends              worker_end
 control       parent_end             worker_end
-page, outbox  mapped, descriptors    mapped, descriptors
+page, outbox  mapped                 mapped (the page's pipe too, in the Python twin)
 pidfd         held                   -
 ============  =====================  ==========================================================
 
@@ -35,11 +35,13 @@ What may block: the I/O thread in the outer epoll; a pumping caller in the inner
 from __future__ import annotations
 
 import select
+import signal
 import socket
 import threading
 from _thread import get_ident
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from functools import partial
 from multiprocessing import process
 from multiprocessing.context import BaseContext
@@ -47,11 +49,11 @@ from typing import TYPE_CHECKING, Any
 
 from pairpool import _channel, _codec, _descriptors, _framing, errors
 from pairpool._handle import WorkerHandle
-from pairpool._packet import Kind, OutcomeMode
+from pairpool._outgoing import Outgoing
 from pairpool._pump import Kick, Watch
 from pairpool._waiting import Deadline
 from pairpool._zygote import Exited, Spawned, WorkerSetup, Zygote
-from pairpool.engines import Handlers, Outcomes, SlotEnd, WorkerPlan
+from pairpool.engines import Event, Handlers, SlotEnd, WorkerPlan
 
 if TYPE_CHECKING:
     from pairpool._jobs import Body, Encoder
@@ -59,7 +61,10 @@ if TYPE_CHECKING:
 
 SPIN = 50e-6  # seconds a waiting caller keeps looking before he sleeps: less than a wake-up costs
 GRACE = 5.0  # seconds that workers have to end after SIGTERM before they are killed
+STUCK = 1.0  # seconds beyond that after which the zygote, which should have done so, is killed with them
 BATCH = 64  # messages taken from one channel before the next has its turn
+REST = 0.005  # seconds until the kernel is asked again that pushed back for want of memory or descriptors
+LONGEST = 1_000_000.0  # seconds in one epoll: it counts milliseconds in 31 bits
 ARMED = select.EPOLLIN | select.EPOLLONESHOT
 
 
@@ -72,16 +77,18 @@ class LocalEngine:
         self.credit = _channel.BUFFER_SIZE
         self.packet_room = _channel.charge(_framing.MESSAGE_LIMIT)
         self.body_room = _framing.MESSAGE_LIMIT - 1024
-        self.outbox: deque[Any] = deque()
+        self._outgoing = Outgoing()
+        self.outbox: deque[Any] = self._outgoing.entries
         self._context = context
         self._handles: dict[int, WorkerHandle] = {}  # by slot
         self._by_descriptor: dict[int, WorkerHandle] = {}  # by the number of its tasks channel
-        self._spills: deque[tuple[tuple[int, ...], _descriptors.Descriptor]] = deque()
         self._chores: deque[Callable[[], None]] = deque()
         self._receiving = threading.RLock()
         self._pumpers = 0
         self._sleeps_until: int | None = None  # ns; None: for ever
         self._shutting = False  # workers end, or are ended; nothing new begins
+        self._end_by = Deadline(None)  # when they have to have ended
+        self._orphaned = False  # the zygote has ended
         self._released = False  # and are gone, with the zygote; the I/O thread waits for nothing more
         self._finished = threading.Event()
         self.signals: list[Settable] = []  # of those who wait for a worker to be forked
@@ -90,11 +97,13 @@ class LocalEngine:
 
     def start(self, handlers: Handlers, plan: WorkerPlan, slots: Sequence[int]) -> None:
         self.handlers = handlers
-        self._watch_ends = Watch()
+        with ExitStack() as undo:
+            self._watch_ends = undo.enter_context(closing(Watch()))
+            self._pump_kick = undo.enter_context(closing(Kick()))
+            self._wake_kick = undo.enter_context(closing(Kick()))
+            self._zygote = Zygote.start(self._context, WorkerSetup(plan.initializer, plan.initargs))
+            undo.pop_all()
         self._inner, self._outer = self._watch_ends.inner, self._watch_ends.outer
-        self._pump_kick = Kick()
-        self._wake_kick = Kick()
-        self._zygote = Zygote.start(self._context, WorkerSetup(plan.initializer, plan.initargs))
         try:
             self._inner.register(self._pump_kick.descriptor, select.EPOLLIN)
             for slot in slots:
@@ -120,23 +129,11 @@ class LocalEngine:
     # -- the protocol (dispatcher's lock held) ----------------------------------------------------------------
 
     def entry(self, slot: int, packet: int, body: Body) -> tuple[Any, int]:
-        message, memfd = _channel.encode(Kind.TASKS, packet, body.buffers)
-        descriptors = body.descriptors
-        if memfd is not None:
-            descriptors = (memfd.fileno(), *descriptors)
-            self._spills.append((descriptors, memfd))
-        return (self._handles[slot].tasks, message, descriptors), _channel.charge(len(message))
+        return self._outgoing.pack(self._handles[slot], packet, body.buffers, body.descriptors)
 
     def flush(self) -> None:
-        if self.outbox and not _framing.flush(self.outbox):
+        if not self._outgoing.flush(self.handlers, self._condemn_at):
             self.wake()  # the kernel pushes back: the I/O thread tries again
-        while self._spills:
-            # The kernel holds what was sent; what was packed and then not sent (an interrupt) is nobody's.
-            descriptors, memfd = self._spills[0]
-            if any(entry[2] is descriptors for entry in self.outbox):
-                return
-            memfd.close()
-            del self._spills[0]
 
     def recall(self, slot: int) -> None:
         handle = self._handles.get(slot)
@@ -149,11 +146,9 @@ class LocalEngine:
         if handle is None:
             return
         events = self.handlers.events
-        committed = handle.outbox.peek(packet)
+        committed = handle.committed(packet)
         if committed is not None:
-            first, number, records = committed
-            outcomes = Outcomes(slot, packet, OutcomeMode.COMMITTED, first, number, 0, [records])
-            events.append((self.handlers.on_outcomes, outcomes))
+            events.append((self.handlers.on_outcomes, committed))
         if cut:
             events.append((self.handlers.on_cut, (packet, handle.page.take_tail(packet, count))))
 
@@ -161,26 +156,26 @@ class LocalEngine:
         self._leave(partial(self._open_later, slot))
 
     def stop(self, slot: int) -> None:
-        self._tell(slot, Kind.STOP, b"")
-
-    def forget(self, slot: int, definition: int) -> None:
-        self._tell(slot, Kind.FORGET, definition.to_bytes(8, "little"))
-
-    def _tell(self, slot: int, kind: Kind, content: bytes) -> None:
-        """Sends something on the control channel, where the slot has one and there is room. Twice does no harm."""
         handle = self._handles.get(slot)
         if handle is not None:
-            try:
-                handle.control.sendmsg(
-                    [_framing.pack(kind, 0, [content])], (), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-                )
-            except OSError:
-                pass  # the worker has ended; or it has not read in a long time, and keeps a definition for longer
+            handle.stop()
+
+    def forget(self, slot: int, definition: int) -> None:
+        handle = self._handles.get(slot)
+        if handle is not None:
+            handle.forget(definition)
 
     def condemn(self, slot: int) -> None:
         handle = self._handles.get(slot)
+        if handle is not None and not handle.condemned:
+            # By way of the zygote, which may have told nothing of this worker yet; its children go with it.
+            self._leave(partial(self._kill, slot))
+            handle.condemned = True
+
+    def _condemn_at(self, tasks: socket.socket) -> None:
+        handle = self._by_descriptor.get(tasks.fileno())
         if handle is not None:
-            handle.kill()
+            self.condemn(handle.slot)
 
     def shut(self, *, kill: bool) -> None:
         self._leave(partial(self._shut, kill))
@@ -240,7 +235,7 @@ class LocalEngine:
             watched.remove(kick)
             self._close_watch()
         self.watch_until(self.handlers.look_at)
-        return not self._shutting or ready()
+        return ready() or not self._shutting
 
     def _pump(self, ready: Callable[[], bool], deadline: Deadline) -> None:
         # In a function of its own: what a signal handler raises at a loop's end passes by a `finally` of the same
@@ -263,14 +258,15 @@ class LocalEngine:
         """Receives what has come on these channels."""
         events = self.handlers.events
         for descriptor in descriptors:
-            handle = self._by_descriptor.get(descriptor)
-            if handle is None:
+            if descriptor not in self._by_descriptor:
                 # The pumping caller's kick is for him alone, also where the I/O thread comes by.
                 if self._pump_kick.waiter in (0, get_ident()):
                     self._pump_kick.clear()
                 continue
             with self._receiving:
-                _framing.receive(handle.tasks, events, handle.on_message, BATCH)
+                handle = self._by_descriptor.get(descriptor)
+                if handle is not None:  # else it was buried meanwhile
+                    _framing.receive(handle.tasks, events, handle.on_message, BATCH)
 
     # -- the I/O thread ---------------------------------------------------------------------------------------
 
@@ -279,15 +275,15 @@ class LocalEngine:
             while True:
                 self._do_chores()
                 self.handlers.drain()
-                if self._shutting and not self._handles:
+                if self._shutting and (not self._handles or self._end_by.passed()):
                     return
-                if self.outbox:
+                if self.outbox or not self._zygote.flush():
                     # The kernel pushed back for want of memory or descriptors, which passes.
-                    patience: float | None = 0.005
+                    patience: float | None = REST
                 else:
-                    patience = self.handlers.seconds_to_look() if not self._pumpers else None
+                    patience = self._end_by.remaining() if self._pumpers else self._patience(self._end_by)
                 if not self._chores and not self.handlers.events:
-                    self._serve(self._outer.poll(patience))
+                    self._serve(self._outer.poll(None if patience is None else min(patience, LONGEST)))
                 self._sleeps_until = self.handlers.look_at if not self._pumpers else None
         except BaseException as error:
             self.handlers.collapse(error)
@@ -295,7 +291,6 @@ class LocalEngine:
             self._end()
 
     def _serve(self, ready: Sequence[tuple[int, int]]) -> None:
-        zygote = self._zygote
         for descriptor, _ in ready:
             if descriptor == self._wake_kick.descriptor.fileno():
                 self._wake_kick.clear()
@@ -304,9 +299,6 @@ class LocalEngine:
                 self.handlers.drain()
                 if not self._pumpers:
                     self._outer.modify(self._inner, ARMED)
-            elif descriptor == zygote.pidfd:
-                self._take_replies()
-                self._on_zygote_end()
             else:
                 self._take_replies()
 
@@ -315,27 +307,45 @@ class LocalEngine:
             self._chores.popleft()()
 
     def _take_replies(self) -> None:
-        for reply in self._zygote.replies():
+        replies = self._zygote.replies()
+        if self._zygote.ended:
+            self._tell_zygote_end()  # before all that follows from it
+        for reply in replies:
             handle = self._handles.get(reply.slot)
             if handle is None:
                 continue
             if isinstance(reply, Spawned):
                 handle.spawned(reply)
-                for signal_ in self.signals[:]:
-                    signal_.set()
+                self._tell_spawned()
             elif isinstance(reply, Exited):
-                self._on_exited(reply)
+                self._on_end(handle, reply.exitcode)
             else:
+                self._on_end(handle, None, f"a worker could not be started: {reply.reason}")
+        if self._zygote.ended:
+            # Nobody would tell of a worker's end any more: all end now.
+            for handle in list(self._handles.values()):
+                self._kill(handle.slot)
                 self._on_end(handle, None)
 
-    def _on_exited(self, reply: Exited) -> None:
-        handle = self._handles.get(reply.slot)
-        if handle is not None:
-            self._on_end(handle, reply.exitcode)
+    def _tell_zygote_end(self) -> None:
+        if not self._orphaned:
+            self._orphaned = True
+            self._outer.unregister(self._zygote.pidfd)
+            self._outer.unregister(self._zygote.channel)
+            words = "the pool's zygote process ended; no worker can be watched or replaced any more"
+            self.handlers.events.append((self.handlers.on_broken, errors.PairpoolError(words)))
 
-    def _on_end(self, handle: WorkerHandle, exitcode: int | None) -> None:
-        """A worker has ended: what it told and what it never began comes before the word of it."""
-        handle.exitcode = exitcode if exitcode is not None else -255
+    def _tell_spawned(self) -> None:
+        for waiting in self.signals[:]:
+            waiting.set()
+
+    def _on_end(self, handle: WorkerHandle, exitcode: int | None, unstarted: str = "") -> None:
+        """A worker has ended: what it told and what it never began comes before the word of it.
+
+        `unstarted`: why there never was one.
+        """
+        handle.ended(exitcode)
+        self._tell_spawned()
         events, handlers = self.handlers.events, self.handlers
         with self._receiving:
             self._receive_rest(handle)
@@ -344,8 +354,8 @@ class LocalEngine:
         self.recall(handle.slot)
         running = mark.packet if mark.begun else None
         end = SlotEnd(handle.slot, handle.known_pid, exitcode, running, mark.begun - 1)
-        events.append((handlers.on_down, end))
-        events.append((self._bury, handle))
+        words: list[Event] = [(handlers.on_unstarted, (handle.slot, unstarted))] if unstarted else []
+        events.extend((*words, (handlers.on_down, end), (self._bury, handle)))
         handlers.drain()
 
     def _receive_rest(self, handle: WorkerHandle) -> None:
@@ -363,48 +373,48 @@ class LocalEngine:
     def _release_handle(self, handle: WorkerHandle) -> None:
         if self._by_descriptor.pop(handle.tasks.fileno(), None) is not None:
             self._inner.unregister(handle.tasks)
-        for entry in [entry for entry in self.outbox if entry[0] is handle.tasks]:
-            self.outbox.remove(entry)
+        self._outgoing.drop(handle)
         handle.close()
 
-    def _on_zygote_end(self) -> None:
-        if self._shutting:
-            return
-        self._outer.unregister(self._zygote.pidfd)
-        self._outer.unregister(self._zygote.channel)
-        error = errors.PairpoolError("the pool's zygote process ended; no worker can be watched or replaced any more")
-        self.handlers.events.append((self.handlers.on_broken, error))
-        for handle in list(self._handles.values()):
-            handle.kill()
-            self._on_end(handle, None)
+    def _kill(self, slot: int) -> None:
+        self._zygote.signal(slot, signal.SIGKILL, group=True)
 
     def _open_later(self, slot: int) -> None:
         if slot in self._handles or self._shutting:
             return
         try:
-            self._open(slot)
-            self.handlers.events.append((self.handlers.on_open, slot))
+            if self._zygote.ended:
+                raise ProcessLookupError("the zygote ended")
+            with self._receiving:  # whatever the worker says is said after `on_open`
+                self._open(slot)
+                self.handlers.events.append((self.handlers.on_open, slot))
         except OSError as error:
-            failure = errors.PairpoolError(f"a worker could not be started: {error}")
-            self.handlers.events.append((self.handlers.on_failed, (slot, failure)))
-            self.handlers.events.append((self.handlers.on_down, SlotEnd(slot, None, None, None, 0)))
+            handlers, end = self.handlers, SlotEnd(slot, None, None, None, 0)
+            refusal = (slot, f"a worker could not be started: {error}")
+            handlers.events.extend(((handlers.on_unstarted, refusal), (handlers.on_down, end)))
 
     def _open(self, slot: int) -> None:
         number = next(process._process_counter)  # type: ignore[attr-defined]
         name = self._zygote.worker_name(number)
-        handle = WorkerHandle(self.handlers, slot, number, name, self.await_spawned)
+        handle = WorkerHandle(self.handlers, slot, number, name, self.await_spawned, self.condemn)
         self._handles[slot] = handle
-        self._zygote.spawn(slot, handle.number, handle.descriptors())
-        self._watch(handle)
+        try:
+            self._watch(handle)
+            self._zygote.spawn(slot, handle.number, handle.descriptors())
+        except BaseException:
+            self._release_handle(handle)
+            del self._handles[slot]
+            raise
 
     def _watch(self, handle: WorkerHandle) -> None:
-        self._by_descriptor[handle.tasks.fileno()] = handle
         self._inner.register(handle.tasks, select.EPOLLIN)
+        self._by_descriptor[handle.tasks.fileno()] = handle
 
     def _shut(self, kill: bool) -> None:
         self._shutting = True
         self._pump_kick.set()
         if kill:
+            self._end_by = Deadline(GRACE + STUCK)
             self._zygote.stop(GRACE)
 
     def _end(self) -> None:
@@ -419,8 +429,10 @@ class LocalEngine:
         """Ends the zygote and all workers, and closes everything but what a caller may still be pumping with."""
         self._zygote.close()
         for handle in list(self._handles.values()):
+            handle.ended(handle.exitcode)
             handle.close()
         self._handles.clear()
+        self._tell_spawned()
         self._by_descriptor.clear()
         self._released = True
         self._close_watch()

@@ -176,8 +176,8 @@ class ThreadEngine:
             self._start(slot)
         except RuntimeError as error:  # there can be no more threads
             self._slots.pop(slot, None)
-            handlers.events.append((handlers.on_failed, (slot, error)))
-            handlers.events.append((handlers.on_down, SlotEnd(slot, None, None, None, 0)))
+            refusal, end = (slot, f"a thread could not be started: {error}"), SlotEnd(slot, None, None, None, 0)
+            handlers.events.extend(((handlers.on_unstarted, refusal), (handlers.on_down, end)))
 
     def _start(self, slot: int) -> None:
         at = self._slots.get(slot)

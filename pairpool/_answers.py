@@ -1,0 +1,166 @@
+"""What an engine answers: whether it can be true, and what follows from it.
+
+Workers run the user's code, so anything may come from them. What is not even well-formed an engine notices itself (see
+_handle.py); here each answer is held against what was sent. One that cannot be true costs the worker that gave it, and
+the unit that it runs: it is condemned, and the word of its end accounts for its packets.
+
+What holds for the handlers of _core.py holds for these: each removes its event in its commit, and is run again where it
+was interrupted.
+"""
+
+from __future__ import annotations
+
+from pairpool import errors
+from pairpool._core import Core
+from pairpool._jobs import Record
+from pairpool._packet import OutcomeMode
+from pairpool._states import PacketEvent
+from pairpool.engines import Outcomes, SlotEnd
+
+STARTS_THAT_MAY_FAIL = 3  # consecutive ones, besides one a slot, before it is believed that no worker will come up
+
+
+class Answers(Core):
+    """A pool's core, and how it digests what an engine answers."""
+
+    def on_outcomes(self, outcomes: Outcomes) -> None:
+        slot, ident, mode, offset, count, ran_ns, buffers = outcomes
+        events = self.events
+        packet = self.scheduler.packets.get(ident)
+        if packet is None or packet.slot.ident != slot or offset + count <= packet.done:
+            del events[0]
+            return
+        shared = mode == OutcomeMode.SHARED and (packet.job.visible or offset < packet.done)
+        if offset > packet.done or offset + count > packet.count or shared:
+            self._condemn(slot)
+            return
+        record = Record(packet.first + offset, count, mode, buffers)
+        if offset < packet.done:
+            # The first of them were told by a look at the outbox before.
+            record = record.after(packet.first + packet.done)
+        known = self._known[slot]
+        if packet.definitions:
+            known |= packet.definitions
+        if packet.needs:
+            self.encoder.accept(packet.needs)
+        self.scheduler.result(packet, offset + count, ran_ns, record, self._now(), events)
+
+    def on_refused(self, refusal: tuple[int, int, tuple[int, ...]]) -> None:
+        slot, ident, places = refusal
+        packet = self.scheduler.packets.get(ident)
+        if packet is None or packet.slot.ident != slot:
+            del self.events[0]
+            return
+        if packet.done or not places or max(places) >= len(packet.needs):
+            self._condemn(slot)
+            return
+        self.encoder.refuse([packet.needs[place] for place in places])
+        source = self.calls if packet.job is self.calls.plan else self.batches.get(packet.job.ident)
+        if source is not None:
+            source.fall_back(packet.first, packet.count)
+        self.scheduler.came_back(packet, PacketEvent.REFUSE, self._now(), self.events)
+
+    def on_came_back(self, ident: int) -> None:
+        packet = self.scheduler.packets.get(ident)
+        if packet is None:
+            del self.events[0]
+            return
+        if packet.done:
+            self._condemn(packet.slot.ident)  # it told outcomes of what it never took
+            return
+        self.scheduler.came_back(packet, PacketEvent.RECALL, self._now(), self.events)
+
+    def on_unsendable(self, failure: tuple[int, BaseException]) -> None:
+        ident, error = failure
+        packet = self.scheduler.packets.get(ident)
+        if packet is None:
+            del self.events[0]
+            return
+        self._refuse(packet.job, packet.first, packet.count, error)
+        self.scheduler.came_back(packet, PacketEvent.RECALL, self._now(), self.events)
+
+    def on_cut(self, cut: tuple[int, int]) -> None:
+        ident, kept = cut
+        packet = self.scheduler.packets.get(ident)
+        if packet is None:
+            del self.events[0]
+            return
+        if kept < packet.done:
+            self._condemn(packet.slot.ident)
+            return
+        self.scheduler.cut(packet, kept, self._now(), self.events)
+
+    def on_open(self, ident: int) -> None:
+        slot = self.scheduler.slots.get(ident)
+        if slot is None or slot.state not in ("asked", "retiring"):
+            del self.events[0]
+            return
+        if slot.state == "retiring" and not slot.packets:
+            self.engine.stop(ident)  # it was to stop before there was a way to tell it
+        self.scheduler.opened(slot, self.events)
+
+    def on_up(self, ident: int) -> None:
+        slot = self.scheduler.slots.get(ident)
+        if slot is None:
+            del self.events[0]
+            return
+        if slot.state not in ("starting", "retiring"):
+            self._condemn(ident)
+            return
+        self._failed_starts.clear()
+        self.scheduler.up(slot, self._now(), self.events)
+
+    def on_failed(self, failure: tuple[int, BaseException]) -> None:
+        """An initializer raised; its worker ends."""
+        self._start_failed(*failure, errors.InitializerError)
+        del self.events[0]
+
+    def on_unstarted(self, refusal: tuple[int, str]) -> None:
+        """The system gives no worker: in the end the pool goes on with fewer, or ends where there is none."""
+        ident, reason = refusal
+        others = [slot.state for slot in self.scheduler.slots.values() if slot.ident != ident]
+        if "idle" not in others and "busy" not in others:
+            self._start_failed(ident, errors.PairpoolError(reason), errors.PairpoolError)
+        elif self._is_believed(ident):
+            self.size = min(self.size, sum(state != "retiring" for state in others))
+        del self.events[0]
+
+    def _is_believed(self, slot: int) -> bool:
+        """Notes that a worker did not come up; whether so many did not that the next will not either."""
+        self._failed_starts.add(slot)
+        return len(self._failed_starts) >= STARTS_THAT_MAY_FAIL + self.size
+
+    def _start_failed(self, slot: int, error: BaseException, kind: type[errors.PairpoolError]) -> None:
+        if self._is_believed(slot):
+            problem = kind(f"no worker could be started in {len(self._failed_starts)} attempts: {error!r}")
+            problem.__cause__ = error
+            self._give_up(problem)
+
+    def on_down(self, end: SlotEnd) -> None:
+        slot = self.scheduler.slots.get(end.slot)
+        if slot is None:
+            del self.events[0]
+            return
+        for packet in list(slot.packets.values()):
+            running = None
+            if packet.ident == end.packet and end.unit >= packet.done:
+                running = min(end.unit, packet.count - 1)
+            count = 0 if running is None else running + 1 - packet.done
+            record = Record(
+                packet.first + packet.done, count, OutcomeMode.LOST, [errors.WorkerLostError.of(end.pid, end.exitcode)]
+            )
+            self.scheduler.lose(packet, running, record, self._now())
+        if slot.state == "starting" and end.pid is not None:
+            lost = errors.WorkerLostError.of(end.pid, end.exitcode, "before it was ready")
+            self._start_failed(end.slot, lost, errors.InitializerError)
+        self._known.pop(end.slot, None)
+        self.scheduler.down(slot, self.events)
+
+    def on_broken(self, error: BaseException) -> None:
+        self._give_up(error)
+        del self.events[0]
+
+    def _condemn(self, slot: int) -> None:
+        """What the first event says cannot be true: the worker that said it is to end."""
+        self.engine.condemn(slot)
+        del self.events[0]

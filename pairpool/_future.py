@@ -1,0 +1,138 @@
+"""What `submit` returns: a `concurrent.futures.Future` that costs a fifth of one while nobody waits through it."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+from _thread import allocate_lock
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pairpool import errors
+from pairpool.results import Outcome, decode
+
+if TYPE_CHECKING:
+    from pairpool._dispatch import Dispatcher, Settable
+
+T = TypeVar("T")
+
+_conditions = allocate_lock()  # guards the making of any future's Condition against its finishing without one
+
+
+class Future(concurrent.futures.Future[T]):
+    """The result of one `submit` (`concurrent.futures.Future`).
+
+    A Condition is made only when somebody waits for it through the standard library; without one a future costs
+    a fifth. Once there is one, the standard library's own methods change the state.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, pool: object) -> None:
+        self._dispatcher = dispatcher
+        self._pool: Any = pool
+        self._made: threading.Condition | None = None
+        self._raw: tuple[int, Any] | None = None
+        self.signals: list[Settable] = []
+        self._state = "PENDING"
+        self._result: T | None = None
+        self._exception: BaseException | None = None
+        self._waiters: list[Any] = []
+        self._done_callbacks: list[Any] = []
+
+    @property
+    def _condition(self) -> threading.Condition:  # type: ignore[override]  # there an attribute, made at once
+        made = self._made
+        if made is None:
+            made = threading.Condition()
+            with _conditions:  # operators only: no signal handler can enter again in between
+                if self._made is None:
+                    self._made = made
+                made = self._made
+        return made
+
+    # -- the dispatcher's side -------------------------------------------------------------------------------
+
+    def begin(self) -> bool:
+        """From now on it cannot be cancelled; False where it was."""
+        if self._state == "PENDING":
+            self._state = "RUNNING"
+        return self._state == "RUNNING"
+
+    def settle(self, status: int, payload: Any) -> None:
+        raw = (status, payload)
+        with _conditions:
+            if self._raw is None:
+                self._raw = raw
+            quiet = self._made is None
+            if quiet and (self._state == "PENDING" or self._state == "RUNNING"):
+                self._state = "FINISHED"
+        if quiet:
+            self._pool = None
+            for signal in self.signals[:]:
+                signal.set()
+        elif self._state == "RUNNING" or self._state == "PENDING":
+            # Somebody waits through its Condition, or left callbacks: both may take time and run the user's code.
+            self._dispatcher.call_back(self._finish_aloud)
+
+    def _finish_aloud(self) -> None:
+        """On the callback thread."""
+        succeeded, value = self._decode()
+        try:
+            if succeeded:
+                self.set_result(value)
+            else:
+                self.set_exception(value)
+        except concurrent.futures.InvalidStateError:
+            pass  # cancelled, or told before
+        self._pool = None
+        for signal in self.signals[:]:
+            signal.set()
+
+    # -- the caller's side -----------------------------------------------------------------------------------
+
+    def _decode(self) -> Outcome:
+        raw = self._raw
+        assert raw is not None
+        outcome: Outcome = self.__dict__.setdefault("_decoded", decode(self._dispatcher, *raw))
+        return outcome
+
+    def _load(self) -> None:
+        """Unpickles what came, where that has not been done."""
+        if self._raw is not None and self._result is None and self._exception is None:
+            succeeded, value = self._decode()
+            if succeeded:
+                self._result = value
+            else:
+                self._exception = value
+
+    def cancel(self) -> bool:
+        """As the standard library's: True where the call has not been handed to a worker, and never will be."""
+        cancelled = super().cancel()
+        if cancelled and self._state == "CANCELLED":
+            self.set_running_or_notify_cancel()
+        return cancelled
+
+    def result(self, timeout: float | None = None) -> T:
+        self._await(timeout)
+        try:
+            return super().result(0)
+        finally:
+            self = None  # type: ignore[assignment]  # no cycle through the traceback
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        self._await(timeout)
+        return super().exception(0)
+
+    def add_done_callback(self, fn: Callable[[concurrent.futures.Future[T]], object]) -> None:
+        if self._state == "FINISHED":
+            self._load()
+        super().add_done_callback(fn)
+
+    def _await(self, timeout: float | None) -> None:
+        if not self.done():
+            self._dispatcher.wait(self.done, self.signals, timeout)
+            if not self.done():
+                raise errors.TimeoutError
+        self._load()
+
+    def done(self) -> bool:
+        return self._state in ("FINISHED", "CANCELLED", "CANCELLED_AND_NOTIFIED")

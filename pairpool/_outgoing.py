@@ -1,0 +1,75 @@
+"""Packets that a local engine is about to send: what is in its outbox, and the memfds of those that were too large.
+
+All of it runs with the dispatcher's lock held, may be interrupted anywhere and is then done again.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pairpool import _channel, _descriptors, _framing
+from pairpool._handle import WorkerHandle
+from pairpool._packet import Kind
+from pairpool.engines import Handlers
+
+_BROKEN = frozenset((errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN))  # what sending into a damaged channel ends in
+
+
+class Outgoing:
+    """The outbox of a local engine."""
+
+    def __init__(self) -> None:
+        self.entries: deque[Any] = deque()  # (socket, message, descriptors), in the order in which they are to be sent
+        self._spills: deque[tuple[tuple[int, ...], _descriptors.Descriptor]] = deque()
+
+    def pack(
+        self, handle: WorkerHandle, packet: int, buffers: Sequence[Any], descriptors: tuple[int, ...]
+    ) -> tuple[Any, int]:
+        """An entry, and what it takes of the worker's credit. Raises OSError where there is no room for a memfd."""
+        message, memfd = _channel.encode(Kind.TASKS, packet, buffers)
+        if memfd is not None:
+            descriptors = (memfd.fileno(), *descriptors)
+            self._spills.append((descriptors, memfd))
+        return (handle.tasks, message, descriptors), _channel.charge(len(message))
+
+    def flush(self, handlers: Handlers, condemn: Callable[[Any], None]) -> bool:
+        """Sends what the kernel takes; False where it pushes back. `condemn`: the worker at that socket did harm."""
+        taken = True
+        while self.entries:
+            try:
+                taken = _framing.flush(self.entries)
+                break
+            except OSError as error:
+                self._drop_first(error, handlers, condemn)
+        self._close_spills()
+        return taken
+
+    def _drop_first(self, error: OSError, handlers: Handlers, condemn: Callable[[Any], None]) -> None:
+        """The first packet cannot be sent, now or later."""
+        tasks, message, _ = self.entries[0]
+        entries, events = self.entries, handlers.events
+        told: tuple[Any, ...] = ()
+        if error.errno in _BROKEN:
+            condemn(tasks)  # only the worker can have done that, we hold both ends; its end accounts for the packet
+        else:
+            told = ((handlers.on_unsendable, (_framing.unpack(message)[1], error)),)
+        # commit
+        events += told
+        del entries[0]
+
+    def _close_spills(self) -> None:
+        while self._spills:
+            # The kernel holds what was sent; what was packed and then not sent (an interrupt) is nobody's.
+            descriptors, memfd = self._spills[0]
+            if any(entry[2] is descriptors for entry in self.entries):
+                return
+            memfd.close()
+            del self._spills[0]
+
+    def drop(self, handle: WorkerHandle) -> None:
+        """Drops what was to be sent to a worker that has ended."""
+        for entry in [entry for entry in self.entries if entry[0] is handle.tasks]:
+            self.entries.remove(entry)

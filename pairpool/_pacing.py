@@ -1,0 +1,44 @@
+"""How much work is sent at once, how far ahead, and when a packet is late: the scheduler's figures."""
+
+from __future__ import annotations
+
+from pairpool._states import Job, Slot
+
+TARGET = 200_000  # ns a packet should take to run: long against its cost (~20 us), short against a wait
+SHORTEST = 30_000  # ns below which a packet is not made shorter only to share work out evenly
+DEPTH = 12_000_000  # ns of work a slot may hold: two or three GIL switch intervals (5 ms each)
+UNKNOWN_LOAD = DEPTH // 2  # ns assumed of the first packets of a job
+LATE = 1_000_000  # ns beyond twice its estimate after which a packet is looked at
+STUCK = 4 * DEPTH  # ns of load from which on a late packet is stuck: no mere pause of a busy machine
+PATIENCE_LIMIT = 64_000_000  # ns, the longest time between two looks at one packet
+GROWTH = 8  # a packet that took less than TARGET lets the next of its job be so many times as large
+LEARNING = 2  # packets a slot, of a job whose packets still grow
+MAX_UNITS = 4096  # units a packet: what a worker's page can count claims for
+
+
+def units_at_once(job: Job, slots: int) -> int:
+    """Units that the next packet of a job should have."""
+    if not job.unit_ns:
+        return 1
+    fair_share = job.waiting // (slots << job.closed)
+    return max(1, min(job.grown, TARGET // job.unit_ns, max(fair_share, SHORTEST // job.unit_ns)))
+
+
+def load(job: Job, units: int) -> int:
+    """How long so many units of a job will take, in ns."""
+    return job.unit_ns * units or UNKNOWN_LOAD
+
+
+def may_send_ahead(job: Job, slots: int) -> bool:
+    """Whether a packet may be queued behind others: while those of a job grow, the next ones will carry more."""
+    if not job.unit_ns:
+        return job.in_flight < slots
+    return job.grown >= TARGET // job.unit_ns or job.in_flight < LEARNING * slots
+
+
+def fits(job: Job, slot: Slot) -> bool:
+    """Whether a busy slot has room for a packet of a job.
+
+    A unit that alone fills a slot's depth is not queued behind others: it would only have to be recalled.
+    """
+    return slot.load <= DEPTH - (job.unit_ns or UNKNOWN_LOAD)

@@ -1,0 +1,87 @@
+"""The slots of a pool, kept so that the right one is found at once, however many there are.
+
+Every slot lies on one *shelf*, by what it can take next. Whoever changes a slot only notes it in `changed`, which is
+an operator and so can be part of a commit (see _scheduler.py); `file` puts each where it belongs before anything is
+looked up.
+"""
+
+from __future__ import annotations
+
+from pairpool._states import Slot, SlotState
+
+MAX_PACKETS = 64  # packets in flight a slot, so that a recall stays short
+GRAIN = 16  # bits of a load, in ns, that are not looked at: less than a packet should take
+LOADS = 11  # shelves of busy slots, by the bits of their load above that: the last has all from 67 ms
+
+IDLE, BUSY, STARTING = SlotState.IDLE, SlotState.BUSY, SlotState.STARTING  # looked up for every packet
+
+Shelf = dict[int, Slot]
+
+
+class Roster:
+    """Slots by number, and by what they can take."""
+
+    def __init__(self, *, credit: int, packet_room: int) -> None:
+        """`credit`: bytes of packets a slot may hold; `packet_room`: bytes the largest packet takes."""
+        self.slots: dict[int, Slot] = {}
+        self.changed: dict[int, Slot] = {}  # since they were last filed
+        self.idle: Shelf = {}
+        self.fresh: Shelf = {}  # starting, nothing queued yet
+        self.retiring: Shelf = {}
+        self.staff = 0  # slots that take packets, or will
+        self.crowded: dict[int, Slot] = {}  # hold packets that another could run, and were not asked for them
+        self._busy: tuple[Shelf, ...] = tuple({} for _ in range(LOADS + 1))
+        self._full: Shelf = {}  # can take nothing now
+        self._crammed = credit - packet_room  # bytes beyond which there may be no room for a packet
+
+    def roomiest(self, reserved: tuple[Slot, ...]) -> Slot | None:
+        """The slot to give a packet to, `reserved` ones aside: an idle one, a fresh one, or one of those least loaded.
+
+        Of idle slots the one that worked last: its worker is still warm, and often still awake.
+        """
+        for slot in reversed(self.idle.values()):
+            return slot
+        for slot in self.fresh.values():
+            return slot
+        for shelf in self._busy:
+            if shelf:
+                for slot in shelf.values():
+                    if slot not in reserved:
+                        return slot
+        return None
+
+    def file(self) -> None:
+        """Puts every slot that has changed where it belongs."""
+        changed, crowded = self.changed, self.crowded
+        for ident, slot in tuple(changed.items()):
+            old, new = slot.shelf, self._shelf(slot)
+            was_crowded = ident in crowded
+            # A starting slot needs nothing to keep it at work yet.
+            others = len(slot.packets) - (slot.state is not STARTING)
+            is_crowded = others > 0 and not slot.recalled and new is not None
+            # commit
+            if old is not None:
+                del old[ident]
+            if new is not None:
+                new[ident] = slot
+            slot.shelf = new
+            if is_crowded:
+                crowded[ident] = slot
+            elif was_crowded:
+                del crowded[ident]
+            del changed[ident]
+
+    def _shelf(self, slot: Slot) -> Shelf | None:
+        state = slot.state
+        if state is BUSY:
+            if slot.size > self._crammed or len(slot.packets) >= MAX_PACKETS or slot.budget == 0:
+                return self._full
+            bits = (slot.load >> GRAIN).bit_length()
+            return self._busy[min(bits, LOADS)]
+        if state is IDLE:
+            return self.idle
+        if state is STARTING:
+            return self._full if slot.packets else self.fresh
+        if state is SlotState.RETIRING:
+            return self.retiring
+        return self._full if state is SlotState.ASKED else None

@@ -1,0 +1,323 @@
+"""Answers that cannot be true, and what an engine is refused by the system: over the workers of scripted.py."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from interruptions import Undisturbed
+from pairpool import _core, errors
+from pairpool._answers import STARTS_THAT_MAY_FAIL
+from pairpool._core import RETRY, SHORTAGE
+from pairpool._packet import OutcomeMode, Status
+from pairpool._states import Packet
+from pairpool.engines import Outcomes
+from scenarios import Clock, NoThread, Stage, outcome
+from scripted import ScriptedWorker
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    """Make a dispatcher over two scripted workers, which are up; at the end nothing may be left of it."""
+    clock = Clock()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, "Thread", NoThread)
+        stage = Stage(Undisturbed(), clock)
+    monkeypatch.setattr(_core, "time", clock)
+    stage.run()
+    yield stage
+    stage.close()
+
+
+def begin(stage: Stage, worker: ScriptedWorker) -> int:
+    """Have a worker take the packet that lies in its queue; return its number."""
+    packet = worker.queue[0][0]
+    worker.go_on()
+    worker._units.popleft()  # claimed, and not ended
+    return packet
+
+
+def busy_worker(stage: Stage) -> ScriptedWorker:
+    """Return the first worker that was sent something."""
+    return next(worker for worker in stage.workers if worker.queue)
+
+
+def queued_packet(stage: Stage) -> tuple[ScriptedWorker, Packet]:
+    """Go on until a packet of several units lies in a worker's queue; return both."""
+    packets = stage.dispatcher.scheduler.packets
+    for _ in range(100):
+        for worker in stage.workers:
+            for ident, _ in worker.queue:
+                if packets[ident].count > 1:
+                    return worker, packets[ident]
+            worker.go_on()
+        stage.enter()
+    raise AssertionError("packets never grow")
+
+
+def tell_first_unit(stage: Stage, worker: ScriptedWorker, packet: Packet) -> None:
+    """Have a worker tell the outcome of the first unit of a packet."""
+    told = Outcomes(worker.slot, packet.ident, OutcomeMode.SEPARATE, 0, 1, 0, [bytes(1), "told"])
+    stage.post(stage.dispatcher.on_outcomes, told)
+
+
+# -- Outcomes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mode", "offset", "count"),
+    [
+        (OutcomeMode.SEPARATE, 0, 2),
+        (OutcomeMode.SEPARATE, 0, 2**32 - 1),
+        (OutcomeMode.SEPARATE, 1, 1),
+        (OutcomeMode.SEPARATE, 2**32 - 1, 1),
+        (OutcomeMode.COMMITTED, 1, 1),
+        (OutcomeMode.SHARED, 0, 1),  # of a call: its outcome has a payload of its own
+    ],
+)
+def test_outcomes_that_cannot_be_cost_the_worker_and_its_item(
+    stage: Stage, mode: OutcomeMode, offset: int, count: int
+) -> None:
+    """A worker that tells outcomes of units which it was not sent is ended; all else has its result."""
+    lost = stage.call(stage.result(), 1)
+    worker = busy_worker(stage)
+    packet = begin(stage, worker)
+    others = [stage.call(stage.result(), number) for number in range(2, 9)]
+    dispatcher = stage.dispatcher
+    stage.post(dispatcher.on_outcomes, Outcomes(worker.slot, packet, mode, offset, count, 0, [b"\0", None]))
+    assert worker.slot not in stage.engine.by_slot
+    stage.run()
+    assert outcome(lost).startswith("WorkerLostError('worker process")
+    assert [outcome(other) for other in others] == [2 * number for number in range(2, 9)]
+    assert sorted(stage.ran) == list(range(2, 9))
+    assert len(stage.workers) == 2
+
+
+def test_outcomes_of_another_worker_s_packet_are_ignored(stage: Stage) -> None:
+    """Only the worker that was sent a packet is believed what it tells of it."""
+    result = stage.call(stage.result(), 1)
+    worker = busy_worker(stage)
+    (other,) = (each for each in stage.workers if each is not worker)
+    packet = worker.queue[0][0]
+    lie = Outcomes(other.slot, packet, OutcomeMode.SEPARATE, 0, 1, 0, [bytes([Status.OK]), "a lie"])
+    stage.post(stage.dispatcher.on_outcomes, lie)
+    stage.run()
+    assert outcome(result) == 2
+
+
+def test_a_shared_payload_that_comes_after_some_of_its_units_costs_the_worker(stage: Stage) -> None:
+    """Units of a map that were told already are not told again together with others."""
+    result = stage.map(range(1, 100, 2))
+    worker, packet = queued_packet(stage)
+    tell_first_unit(stage, worker, packet)
+    lie = Outcomes(worker.slot, packet.ident, OutcomeMode.SHARED, 0, packet.count, 0, [[None] * packet.count])
+    stage.post(stage.dispatcher.on_outcomes, lie)
+    assert worker not in stage.workers
+    stage.run()
+    assert None not in outcome(result)
+    assert len(outcome(result)) == 50
+
+
+# -- Other answers ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("places", [(), (0,), (65535,)])
+def test_a_refusal_that_cannot_be_costs_the_worker(stage: Stage, places: tuple[int, ...]) -> None:
+    """A packet that needs nothing is not refused for want of something."""
+    lost = stage.call(stage.result(), 1)
+    worker = busy_worker(stage)
+    packet = begin(stage, worker)
+    stage.post(stage.dispatcher.on_refused, (worker.slot, packet, places))
+    stage.run()
+    assert outcome(lost).startswith("WorkerLostError('worker process")
+    assert stage.ran == []
+    assert len(stage.workers) == 2
+
+
+def test_a_refusal_of_another_worker_s_packet_is_ignored(stage: Stage) -> None:
+    """Only the worker that was sent a packet can refuse it."""
+    result = stage.call(stage.result(), 1, needs=(("name", b"digest"),))
+    worker = busy_worker(stage)
+    (other,) = (each for each in stage.workers if each is not worker)
+    stage.post(stage.dispatcher.on_refused, (other.slot, worker.queue[0][0], (0,)))
+    assert worker.queue
+    stage.run()
+    assert outcome(result).startswith("RefusedError")
+
+
+def test_a_worker_that_is_up_again_is_ended(stage: Stage) -> None:
+    """A worker comes up once."""
+    (first, second) = stage.workers
+    stage.post(stage.dispatcher.on_up, first.slot)
+    stage.run()
+    assert first not in stage.workers
+    assert second in stage.workers
+    assert len(stage.workers) == 2
+
+
+def test_a_packet_that_has_outcomes_does_not_come_back(stage: Stage) -> None:
+    """A worker that tells outcomes of a packet which it has not taken is ended, and no unit runs twice."""
+    result = stage.map(range(1, 100, 2))
+    worker, packet = queued_packet(stage)
+    tell_first_unit(stage, worker, packet)
+    stage.engine.recall(worker.slot)
+    stage.enter()
+    assert worker not in stage.workers
+    stage.run()
+    assert len(outcome(result)) == 50
+    assert len(stage.ran) == len(set(stage.ran)) == 49
+
+
+def test_a_tail_that_has_outcomes_is_not_taken_back(stage: Stage) -> None:
+    """Where a page says that units never began which have outcomes, its worker is ended, and they do not run again."""
+    lost = stage.call(stage.result(), 1)
+    worker = busy_worker(stage)
+    packet = begin(stage, worker)
+    stage.dispatcher.scheduler.packets[packet].done = 1
+    stage.post(stage.dispatcher.on_cut, (packet, 0))
+    assert worker not in stage.workers
+    stage.dispatcher.calls.fail(ValueError("told above by nobody"))
+    assert outcome(lost) == "ValueError('told above by nobody')"
+
+
+# -- No room ---------------------------------------------------------------------------------------
+
+
+def looks(stage: Stage) -> bool:
+    """Whether the dispatcher is to go on at some time though nothing comes."""
+    return stage.dispatcher.look_at is not None
+
+
+class Full:
+    """The making of packets, in a system that has no room for those with the item 1."""
+
+    def __init__(self, stage: Stage, error: Exception) -> None:
+        self.is_full = True
+        self.asked = 0
+        self._make = stage.engine.entry
+        self._error = error
+        stage.engine.entry = self.entry  # type: ignore[method-assign]
+
+    def entry(self, slot: int, packet: int, body: Any) -> Any:
+        """Make a packet, where there is room for it."""
+        self.asked += 1
+        calls = [payload[1] for payload in body.buffers if type(payload) is tuple]
+        if self.is_full and ((1,) in calls or [1] in body.buffers):
+            raise self._error
+        return self._make(slot, packet, body)
+
+
+NO_ROOM = [OSError(errno.EMFILE, "Too many open files"), MemoryError()]
+
+
+@pytest.mark.parametrize("error", NO_ROOM, ids=repr)
+def test_a_packet_waits_until_there_is_room(stage: Stage, error: Exception) -> None:
+    """It is tried again after a while, however often that takes, and then runs."""
+    full = Full(stage, error)
+    result = stage.call(stage.result(), 1)
+    for asked in range(1, 10):
+        assert stage.dispatcher.look_at == stage.clock.now + RETRY
+        assert full.asked == asked
+        stage.pass_time(RETRY)
+    full.is_full = False
+    stage.pass_time(RETRY)
+    assert stage.dispatcher._short_since is None
+    stage.run()
+    assert outcome(result) == 2
+    assert stage.dispatcher.look_at is None
+
+
+@pytest.mark.parametrize("error", NO_ROOM, ids=repr)
+def test_a_packet_for_which_there_is_no_room_ends_its_call(stage: Stage, error: Exception) -> None:
+    """After a second its call ends with that; the others run, and nobody tries any more."""
+    Full(stage, error)
+    result = stage.call(stage.result(), 1)
+    others = [stage.call(stage.result(), number) for number in range(2, 5)]
+    stage.pass_time(SHORTAGE)
+    stage.run()
+    assert "a task could not be sent to a worker" in outcome(result)
+    assert [outcome(other) for other in others] == [4, 6, 8]
+    assert stage.dispatcher.look_at is None
+
+
+def test_nobody_waits_for_room_for_what_is_not_wanted_any_more(stage: Stage) -> None:
+    """A packet that is abandoned while it waits is not tried again."""
+    full = Full(stage, NO_ROOM[0])
+    abandoned = stage.map([1])
+    assert looks(stage)
+    stage.post(stage.dispatcher.on_cancel, abandoned.job)
+    assert not looks(stage)
+    assert full.asked == 1
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["call", "map"])
+def test_a_packet_that_cannot_be_sent_ends_its_call(stage: Stage, whole: bool) -> None:
+    """What an engine could not send though its worker is well ends that call, and no other."""
+    result = stage.map(range(1, 3)) if whole else stage.call(stage.result(), 1)
+    worker = busy_worker(stage)
+    packet, _ = worker.queue.popleft()
+    other = stage.call(stage.result(), 2)
+    stage.post(stage.dispatcher.on_unsendable, (packet, OSError(errno.EINVAL, "Invalid argument")))
+    stage.run()
+    assert "a task could not be sent to a worker" in outcome(result)
+    assert outcome(other) == 4
+
+
+# -- No workers ------------------------------------------------------------------------------------
+
+
+def refuse_new(stage: Stage, up: int) -> int:
+    """Refuse every worker but the first so many; return how many times that had to be done."""
+    refused = 0
+    while len(stage.workers) > up:
+        assert refused < 1000
+        stage.workers[-1].refuse("Resource temporarily unavailable")
+        stage.enter()
+        refused += 1
+    return refused
+
+
+def test_a_pool_grows_as_far_as_the_system_lets_it(stage: Stage) -> None:
+    """Workers that are up go on, and the pool is as large as they are many."""
+    kept = stage.workers
+    stage.post(stage.dispatcher.on_resize, 6)
+    assert refuse_new(stage, up=2) < 20
+    assert stage.workers == kept
+    assert stage.dispatcher.size == 2
+    result = stage.map(range(1, 9))
+    stage.run()
+    assert outcome(result) == [2 * number for number in range(1, 9)]
+    stage.post(stage.dispatcher.on_resize, 3)
+    stage.run()
+    assert len(stage.workers) == 3
+
+
+def test_a_pool_whose_workers_are_all_refused_ends_what_is_pending(stage: Stage) -> None:
+    """After a few attempts everything ends with the reason, and no more workers are asked for."""
+    for worker in stage.workers:
+        worker.end(-9)
+    stage.enter()
+    result = stage.call(stage.result(), 1)
+    assert refuse_new(stage, up=0) <= STARTS_THAT_MAY_FAIL + 3
+    assert outcome(result).startswith(
+        "PairpoolError(\"no worker could be started in 5 attempts: PairpoolError('Resource"
+    )
+    assert not isinstance(stage.dispatcher.over, errors.InitializerError)
+
+
+def test_a_refused_worker_is_asked_for_again(stage: Stage) -> None:
+    """A refusal or two mean nothing."""
+    for worker in stage.workers:
+        worker.end(-9)
+    stage.enter()
+    for _ in range(STARTS_THAT_MAY_FAIL):
+        stage.workers[0].refuse("Resource temporarily unavailable")
+        stage.enter()
+    result = stage.call(stage.result(), 1)
+    stage.run()
+    assert outcome(result) == 2
+    assert len(stage.workers) == 2

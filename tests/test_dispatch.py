@@ -1,0 +1,143 @@
+"""The dispatcher and what callers hold, step by step: the workers of scripted.py, on the test's thread."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import tasks
+from interruptions import Interrupted, Undisturbed
+from pairpool import _core, results as results_module
+from pairpool._future import Future
+from pairpool._states import SlotState
+from pairpool._waiting import Signal
+from pairpool.engines.local import LocalEngine
+from pairpool.results import IMapIterator, IMapUnorderedIterator
+from scenarios import Clock, NoThread, Stage, outcome
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    """Make a dispatcher over two scripted workers; at the end nothing may be left of it."""
+    clock = Clock()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, "Thread", NoThread)
+        stage = Stage(Undisturbed(), clock)
+    monkeypatch.setattr(_core, "time", clock)
+    stage.run()
+    yield stage
+    stage.close()
+
+
+# -- Size ------------------------------------------------------------------------------------------
+
+
+def test_a_pool_that_shrinks_and_grows_while_all_work_has_its_size_again(stage: Stage) -> None:
+    """A worker that is to end after its task does not count: another is started for it."""
+    result = stage.map([1, 2])
+    for worker in stage.workers:
+        worker.go_on()  # takes its packet
+    stage.post(stage.dispatcher.on_resize, 1)
+    stage.post(stage.dispatcher.on_resize, 2)
+    states = [slot.state for slot in stage.dispatcher.scheduler.slots.values()]
+    assert states.count(SlotState.RETIRING) == 1
+    assert len(states) == 3
+    stage.run()
+    assert outcome(result) == [2, 4]
+    assert len(stage.workers) == 2
+
+
+# -- Iterators -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [IMapIterator, IMapUnorderedIterator])
+def test_threads_that_share_an_iterator_share_its_results(
+    stage: Stage, kind: type[IMapIterator[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where another thread takes a result while one unpickles it, that one goes on to the next."""
+    iterator = stage.batch(kind(stage.dispatcher, None), range(1, 6))
+    stage.run()
+    taken_by_another: list[Any] = []
+    decode = results_module.decode
+
+    def decode_while_another_takes(*raw: Any) -> Any:
+        monkeypatch.setattr(results_module, "decode", decode)
+        taken_by_another.append(iterator.next(0))
+        return decode(*raw)
+
+    monkeypatch.setattr(results_module, "decode", decode_while_another_takes)
+    taken = [iterator.next(0)]
+    assert sorted(taken_by_another + taken + list(iterator)) == [2, 4, 6, 8, 10]
+    assert len(taken_by_another) == 1
+
+
+def test_a_task_that_raises_stop_iteration_does_not_end_the_loop(stage: Stage) -> None:
+    """Its error comes as a RuntimeError, and the results after it come, too."""
+
+    def stop_at_two(item: int) -> int:
+        if item == 2:
+            raise StopIteration(item)
+        return item
+
+    stage.double = stop_at_two  # type: ignore[method-assign]
+    iterator = stage.batch(IMapIterator(stage.dispatcher, None), [1, 2, 3])
+    stage.run()
+    assert iterator.next(0) == 1
+    with pytest.raises(RuntimeError, match="a task raised StopIteration") as caught:
+        iterator.next(0)
+    assert isinstance(caught.value.__cause__, StopIteration)
+    assert list(iterator) == [3]
+
+
+# -- Waiting ---------------------------------------------------------------------------------------
+
+
+class Leaving(Signal):
+    """The signal of a waiter that is gone as soon as it is woken."""
+
+    def __init__(self, signals: list[Any]) -> None:
+        super().__init__()
+        self._signals = signals
+        self.was_set = False
+
+    def set(self) -> None:
+        self.was_set = True
+        self._signals.remove(self)
+
+
+@pytest.mark.parametrize("make", [Stage.result, lambda stage: Future(stage.dispatcher, None)], ids=["result", "future"])
+def test_every_waiter_is_woken(stage: Stage, make: Any) -> None:
+    """Of several threads that wait for one result each is woken, also where the first leaves meanwhile."""
+    result = make(stage)
+    waiters = [Leaving(result.signals) for _ in range(3)]
+    result.signals += waiters
+    stage.call(result, 1)
+    stage.run()
+    assert [waiter.was_set for waiter in waiters] == [True] * 3
+
+
+def test_what_an_interrupted_waiter_received_is_digested_in_his_stead(
+    make_pool: Any, make_line: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal handler that raises between receiving and digesting wakes the I/O thread, which goes on with it."""
+    line, told = make_line(), make_line()
+    pool = make_pool(1)
+    pool.apply(tasks.identity, (1,))
+    dispatcher, engine = pool._dispatcher, pool._dispatcher.engine
+    result = pool.apply_async(tasks.wait_for, (line,), callback=told.tell)
+    receive = LocalEngine._receive
+
+    def receive_and_be_interrupted(self: LocalEngine, _: Any) -> None:
+        monkeypatch.undo()
+        line.tell(b"x")
+        while not dispatcher.events:
+            receive(self, list(engine._by_descriptor))
+        raise Interrupted
+
+    monkeypatch.setattr(LocalEngine, "_receive", receive_and_be_interrupted)
+    with pytest.raises(Interrupted):
+        result.wait(0)
+    assert told.await_told() == b"x"  # nobody here waits for it any more
