@@ -123,6 +123,7 @@ class Core:
     def _hand_out(self, now: int) -> None:
         """Sends packets as long as units wait, slots have room for them, and the system has."""
         scheduler, engine = self.scheduler, self.engine
+        refused: tuple[Job, int] | None = None
         while (choice := scheduler.choose()) is not None:
             slot, job, first, limit = choice
             if self._short_since is not None:
@@ -138,22 +139,21 @@ class Core:
                     self._retry_at = now + RETRY
                     return
                 self._refuse(job, first, body.units, error)
+                refused = (job, first)
                 continue
-            self._short_since = None
+            if refused != (job, first):  # else that there is room for nothing
+                self._short_since = None
             scheduler.assign(choice, body, size, now, engine.outbox, entry)
             engine.flush()
         self._short_since = None
 
     def _refuse(self, job: Job, first: int, count: int, error: BaseException) -> None:
-        """Units cannot be sent: the call that they are of ends with that."""
+        """Units cannot be sent, and end with that."""
         problem = errors.PairpoolError(f"a task could not be sent to a worker: {error!r}")
         problem.__cause__ = error
-        batch = self.batches.get(job.ident)
-        if batch is not None:
-            batch.sink.fail(problem)
-            self._forget(batch)
-        elif job is self.calls.plan:
-            self.calls.refuse(first, count, problem)
+        source = self.calls if job is self.calls.plan else self.batches.get(job.ident)
+        if source is not None:
+            source.refuse(first, count, problem)
 
     def _digest_ruins(self) -> None:
         """After a fault of ours: nothing is decided any more, but workers and engine still end."""

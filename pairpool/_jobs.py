@@ -238,6 +238,11 @@ class BatchJob:
         self.length = -(-len(items) // unit) if items is not None else 0
 
     def build(self, first: int, limit: int, known: set[int], room: int) -> Body:
+        if self.failures:
+            fails = first in self.failures
+            limit = next((n for n in range(1, limit) if (first + n in self.failures) is not fails), limit)
+            if fails:  # it goes without the function, which may be what cannot be sent
+                return self._build_prepared(first, limit, (), room)
         definitions = () if self.definition.ident in known else (self.definition,)
         if definitions:
             room -= _takes(self.definition.payload)
@@ -304,13 +309,20 @@ class BatchJob:
             if not travels:
                 self.failures[unit] = refusal(self.definition.payload.needs)
                 self.prepared.pop(unit, None)
-                self.items = None
             elif payload is not None and payload.needs:
                 if payload.fallback is None:
                     self.failures[unit] = refusal(payload.needs)
                     self.prepared.pop(unit)
                 else:
                     self.prepared[unit] = payload.fallback
+
+    def refuse(self, first: int, count: int, error: BaseException) -> None:
+        """These units cannot be sent: they travel as nothing, and end with `error`."""
+        for unit in range(first, first + count):
+            self.failures[unit] = error
+            payload = self.prepared.pop(unit, None)
+            if payload is not None and payload.descriptors:
+                payload.close()
 
     def close(self) -> None:
         """Drops whatever has not been sent."""

@@ -8,19 +8,17 @@ from pathlib import Path
 
 
 def default_size() -> int:
-    """CPUs by affinity, or the cgroup's quota where that is less, or ``PAIRPOOL_WORKERS`` where that is set.
+    """CPUs by affinity, or less where the cgroup's quota or ``PAIRPOOL_WORKERS`` says so.
 
     (The stdlib: `os.process_cpu_count()` since 3.13, `os.cpu_count()` before; a container's quota is not seen.)
     """
-    wanted = os.environ.get("PAIRPOOL_WORKERS")
-    if wanted:
-        try:
-            return max(1, int(wanted))
-        except ValueError:
-            raise ValueError(f"PAIRPOOL_WORKERS must be a number of workers, not {wanted!r}") from None
     process_cpu_count = getattr(os, "process_cpu_count", None)
-    cpus = process_cpu_count() if process_cpu_count is not None else len(os.sched_getaffinity(0))
-    return max(1, min(cpus or 1, _quota() or cpus or 1))
+    cpus = (process_cpu_count() if process_cpu_count is not None else len(os.sched_getaffinity(0))) or 1
+    most = os.environ.get("PAIRPOOL_WORKERS") or str(cpus)
+    try:
+        return max(1, min(cpus, _quota() or cpus, int(most)))
+    except ValueError:
+        raise ValueError(f"PAIRPOOL_WORKERS must be a number of workers, not {most!r}") from None
 
 
 def _quota(root: str = "/sys/fs/cgroup", member: str = "/proc/self/cgroup") -> int | None:

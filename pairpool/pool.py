@@ -29,8 +29,8 @@ class Pool(stdlib.Pool):
     """A pool of worker processes: `multiprocessing.pool.Pool`, each worker on a private channel.
 
     Args:
-        processes: number of workers; None: as many as CPUs this process may use (affinity and cgroup quota), or
-            ``PAIRPOOL_WORKERS``.
+        processes: number of workers; None: as many as CPUs this process may use (affinity and cgroup quota), and no
+            more than ``PAIRPOOL_WORKERS``.
         initializer: called once in each worker before its first task.
         initargs: its arguments; with the start method fork they are inherited, never pickled.
         maxtasksperchild: chunks after which a worker is replaced; None: never.

@@ -12,11 +12,14 @@ import pytest
 from interruptions import Undisturbed
 from pairpool import _core, errors
 from pairpool._answers import STARTS_THAT_MAY_FAIL
+from pairpool._codec import Definition, DefinitionKind
 from pairpool._core import RETRY, SHORTAGE
+from pairpool._dispatch import BatchJob
 from pairpool._packet import OutcomeMode, Status
 from pairpool._states import Packet
 from pairpool.engines import Outcomes
-from scenarios import Clock, NoThread, Stage, outcome
+from pairpool.results import IMapIterator, MapResult
+from scenarios import Clock, NoThread, Stage, outcome, packed
 from scripted import ScriptedWorker
 
 
@@ -265,6 +268,40 @@ def test_a_packet_that_cannot_be_sent_ends_its_call(stage: Stage, whole: bool) -
     stage.run()
     assert "a task could not be sent to a worker" in outcome(result)
     assert outcome(other) == 4
+
+
+@pytest.mark.parametrize("fed", [False, True], ids=["items", "fed"])
+def test_items_for_which_there_is_no_room_end_alone(stage: Stage, fed: bool) -> None:
+    """Of a map in parts the other items have their results; that there is no room is believed once for all of them."""
+    made = stage.engine.entry
+
+    def entry(slot: int, packet: int, body: Any) -> Any:
+        items = body.buffers[-1] if type(body.buffers[-1]) is list else body.buffers
+        if any(item in (3, 4, 7) for item in items):
+            raise NO_ROOM[0]
+        return made(slot, packet, body)
+
+    stage.engine.entry = entry  # type: ignore[method-assign]
+    iterator = stage.batch(IMapIterator(stage.dispatcher, None), range(1, 9), fed=fed)
+    stage.run()
+    for _ in range(2):
+        stage.pass_time(SHORTAGE)
+        stage.run()
+    results = [result if type(result) is int else "could not be sent" in result for result in outcome(iterator)]
+    assert results == [2, 4, True, True, 10, 12, True, 16]
+
+
+def test_a_function_that_can_travel_in_no_way_ends_its_call(stage: Stage) -> None:
+    """A definition that workers refuse and that cannot go by value is not sent again and again."""
+    result = MapResult(stage.dispatcher, None, None, None)
+    function = Definition(1 << 39, DefinitionKind.BY_VALUE, packed(stage.double, needs=(("name", b"digest"),)))
+    result.job = BatchJob(
+        stage.dispatcher.encoder, function, result, items=[1, 2, 3], unit=1, chunk=1, star=False, visible=False
+    )
+    stage.post(stage.dispatcher.on_batch, (result.job, None))
+    stage.run()
+    assert outcome(result).startswith("RefusedError")
+    assert stage.ran == []
 
 
 # -- No workers ------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import itertools
 import multiprocessing
 import os
@@ -536,12 +537,19 @@ def test_a_packet_for_which_there_is_never_room_fails_alone(
             result.get(PATIENCE)
         assert isinstance(caught.value.__cause__, OSError)
         assert caught.value.__cause__.errno == number
-    iterator = pool.imap(len, [b"small", LARGE])
+    iterator = pool.imap(len, [b"small", LARGE, b"small"])
     assert iterator.next(PATIENCE) == 5
     with pytest.raises(pairpool.PairpoolError, match="could not be sent"):
         iterator.next(PATIENCE)
+    assert iterator.next(PATIENCE) == 5
+    with pytest.raises(pairpool.PairpoolError, match="could not be sent"):
+        pool.map_async(functools.partial(_with_a_hold, LARGE), range(3)).get(PATIENCE)
     assert [result.get(PATIENCE) for result in small] == list(range(20))
     assert pool.map_async(identity, range(10)).get(PATIENCE) == list(range(10))
+
+
+def _with_a_hold(held: bytes, _: Any) -> int:
+    return len(held)
 
 
 def test_a_call_with_more_descriptors_than_travel_fails_alone(make_pool: MakePool) -> None:

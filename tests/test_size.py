@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,15 @@ def test_the_quota_bounds_the_default_size(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.delenv("PAIRPOOL_WORKERS", raising=False)
     monkeypatch.setattr(_size, "_quota", lambda: 1)
     assert _size.default_size() == 1
+
+
+@pytest.mark.parametrize(("said", "workers"), [("1", 1), ("2", 2), ("1000", 3), ("0", 1), ("", 3)])
+def test_the_environment_bounds_the_default_size(monkeypatch: pytest.MonkeyPatch, said: str, workers: int) -> None:
+    """PAIRPOOL_WORKERS makes pools smaller than the processors would have them, never larger."""
+    monkeypatch.setattr(os, "process_cpu_count", lambda: 3, raising=False)
+    monkeypatch.setattr(_size, "_quota", lambda: None)
+    monkeypatch.setenv("PAIRPOOL_WORKERS", said)
+    assert _size.default_size() == workers
 
 
 def test_a_number_of_workers_that_is_none_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ Threads and locks
   call, straight after operators).
 
 What may block: the I/O thread in the outer epoll; a pumping caller in the inner one; the end of the I/O thread in
-`Zygote.close`.
+`Zygote.close`. Where the zygote does not end the workers of a pool that is terminated, the I/O thread does, in the end.
 """
 
 from __future__ import annotations
