@@ -218,6 +218,10 @@ class MapResult(_Result, stdlib.MapResult):  # type: ignore[type-arg]
                 record = records[first]
                 if record.mode == OutcomeMode.SHARED:
                     part = decode_value(record.buffers[0])
+                    if type(part) is not list or len(part) != record.units:
+                        return False, errors.PairpoolError(
+                            f"a worker did not answer {record.units} items with as many results"
+                        )
                 else:
                     part = [decode_value(payload) for _, _, payload in record.outcomes()]
                 if job is not None and job.unit > 1:

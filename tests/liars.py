@@ -6,6 +6,7 @@ Kept free of pytest: a worker of the spawn method imports this module before its
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import socket
 import struct
@@ -117,3 +118,11 @@ LIES: dict[str, Callable[[Worker, int], None]] = {
     "a spilled message in what is no memfd": _spill(0),
     "an outbox that is garbled": _garble_outbox,
 }
+
+
+def lie_of_a_map(item: int) -> None:
+    """Answer a packet of one item with two results, together, and wait for the end."""
+    worker = worker_here()
+    packet = worker._runner._page.read().packet  # type: ignore[attr-defined]
+    _outcomes(SHARED, 0, 1, pickle.dumps([item, item]))(worker, packet)
+    signal.pause()

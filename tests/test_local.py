@@ -22,7 +22,7 @@ import pytest
 import pairpool
 from forks import open_descriptors
 from holdings import Holdings, remains
-from liars import LIES, lie, lie_once, worker_here
+from liars import LIES, lie, lie_of_a_map, lie_once, worker_here
 from pairpool import _channel, _core
 from pairpool._codec import Definition, DefinitionKind, Encoder, Payload
 from pairpool._handle import WorkerHandle
@@ -622,3 +622,10 @@ def _held_by_a_child() -> list[str]:
         found = told.read().splitlines()
     os.waitpid(child, 0)
     return found
+
+
+def test_results_that_are_not_as_many_as_the_items_fail_the_map(make_pool: MakePool) -> None:
+    """A worker that answers with too many results does not shift those of the others."""
+    pool = make_pool(2)
+    with pytest.raises(pairpool.PairpoolError, match="as many results"):
+        pool.map_async(lie_of_a_map, [1]).get(PATIENCE)
