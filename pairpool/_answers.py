@@ -14,7 +14,7 @@ from pairpool import errors
 from pairpool._core import Core
 from pairpool._jobs import Record
 from pairpool._packet import OutcomeMode
-from pairpool._states import PacketEvent
+from pairpool._states import Job, PacketEvent
 from pairpool.engines import Outcomes, SlotEnd
 
 STARTS_THAT_MAY_FAIL = 3  # consecutive ones, besides one a slot, before it is believed that no worker will come up
@@ -141,20 +141,26 @@ class Answers(Core):
         if slot is None:
             del self.events[0]
             return
+        now = self._now()
         for packet in list(slot.packets.values()):
-            running = None
+            running, count, lost = None, 0, None
             if packet.ident == end.packet and end.unit >= packet.done:
                 running = min(end.unit, packet.count - 1)
-            count = 0 if running is None else running + 1 - packet.done
-            record = Record(
-                packet.first + packet.done, count, OutcomeMode.LOST, [errors.WorkerLostError.of(end.pid, end.exitcode)]
-            )
-            self.scheduler.lose(packet, running, record, self._now())
+                count = running + 1 - packet.done
+                task, seconds = self._describe(packet.job, packet.first + running), (now - end.since) / 1e9
+                lost = errors.WorkerLostError.of(end.pid, end.exitcode, end.why, task, seconds)
+            record = Record(packet.first + packet.done, count, OutcomeMode.LOST, [lost])
+            self.scheduler.lose(packet, running, record, now)
         if slot.state == "starting" and end.pid is not None:
-            lost = errors.WorkerLostError.of(end.pid, end.exitcode, "before it was ready")
-            self._start_failed(end.slot, lost, errors.InitializerError)
+            unready = errors.WorkerLostError.of(end.pid, end.exitcode, end.why)
+            self._start_failed(end.slot, unready, errors.InitializerError)
         self._known.pop(end.slot, None)
         self.scheduler.down(slot, self.events)
+
+    def _describe(self, job: Job, unit: int) -> str:
+        """What a unit of a job runs, for people."""
+        source = self.calls if job is self.calls.plan else self.batches.get(job.ident)
+        return "a task" if source is None else source.describe(unit)
 
     def on_broken(self, error: BaseException) -> None:
         self._give_up(error)

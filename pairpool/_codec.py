@@ -12,6 +12,7 @@ The caller has an `Encoder` for each pool, and each worker a `Decoder`.
 from __future__ import annotations
 
 import enum
+import functools
 import io
 import itertools
 import pickle
@@ -109,6 +110,14 @@ class Definition:
     ident: int
     kind: DefinitionKind
     payload: Payload
+    name: str = ""  # for people
+
+
+def _name_of(function: object) -> str:
+    if isinstance(function, functools.partial):
+        return f"partial({_name_of(function.func)})"
+    name = getattr(function, "__qualname__", None)
+    return name if isinstance(name, str) else type(function).__qualname__
 
 
 class Encoder:
@@ -157,7 +166,7 @@ class Encoder:
         else:
             payload, pickler = self._encode_carefully(function)
         kind = _kind(function, payload, pickler)
-        definition = Definition(next(_idents), kind, payload)
+        definition = Definition(next(_idents), kind, payload, _name_of(function))
         if _travels_apart(function) and not payload.descriptors:
             self._kept.keep(function, definition, pickler, by_name=kind is DefinitionKind.NAMED)
         return definition

@@ -7,7 +7,8 @@
    - The GIL is released once for a batch, not once for a message: each time, a thread that computes in Python
      may keep it for a switch interval (5 ms), as long as ten thousand messages take. */
 
-#define PY_SSIZE_T_CLEAN
+/* Of the stable ABI of 3.11, whichever version's headers these are. So no format here has a '#': what that means
+   depends on the headers, and a module built with those of 3.13 would fail in 3.11. */
 #include <Python.h>
 
 #include <endian.h>
@@ -403,8 +404,8 @@ static PyObject *ancillary_data(struct msghdr *header) {
     PyObject *list = PyList_New(0);
     struct cmsghdr *head = CMSG_FIRSTHDR(header);
     for (; list != NULL && head != NULL; head = CMSG_NXTHDR(header, head)) {
-        PyObject *item = Py_BuildValue("iiy#", head->cmsg_level, head->cmsg_type, CMSG_DATA(head),
-                                       (Py_ssize_t)(head->cmsg_len - CMSG_LEN(0)));
+        PyObject *content = PyBytes_FromStringAndSize((char *)CMSG_DATA(head), head->cmsg_len - CMSG_LEN(0));
+        PyObject *item = Py_BuildValue("iiN", head->cmsg_level, head->cmsg_type, content);
         if (item == NULL || PyList_Append(list, item) < 0)
             Py_CLEAR(list);
         Py_XDECREF(item);
@@ -413,8 +414,8 @@ static PyObject *ancillary_data(struct msghdr *header) {
 }
 
 static int append_record(PyObject *arrivals, PyObject *tag, struct record *record) {
-    PyObject *arrival = Py_BuildValue("[(O(y#NiO))]", tag, record->place.iov_base,
-                                      (Py_ssize_t)record->place.iov_len, ancillary_data(&record->header),
+    PyObject *data = PyBytes_FromStringAndSize(record->place.iov_base, (Py_ssize_t)record->place.iov_len);
+    PyObject *arrival = Py_BuildValue("[(O(NNiO))]", tag, data, ancillary_data(&record->header),
                                       record->header.msg_flags, Py_None);
     PyObject *joined = arrival == NULL ? NULL : PySequence_InPlaceConcat(arrivals, arrival);
     Py_XDECREF(arrival);

@@ -15,11 +15,12 @@ from contextlib import ExitStack, closing
 from typing import Any
 
 from pairpool import _channel, _descriptors, _framing, errors
+from pairpool._cgroup import OomWatch
 from pairpool._outbox import Outbox
 from pairpool._packet import COMMITTED_HEAD, OUTCOMES_HEAD, Kind, OutcomeMode, Status
-from pairpool._page import Page
+from pairpool._page import Mark, Page
 from pairpool._zygote import Spawned
-from pairpool.engines import Event, Handlers, Outcomes
+from pairpool.engines import Event, Handlers, Outcomes, SlotEnd
 
 _LAST_STATUS = max(Status)
 _UNKNOWN_EXIT_CODE = 255  # what multiprocessing says of a process whose exit code nobody could learn
@@ -104,6 +105,16 @@ class WorkerHandle:
     def ended(self, exitcode: int | None) -> None:
         """The worker has ended, or never began."""
         self.exitcode = _UNKNOWN_EXIT_CODE if exitcode is None else exitcode
+
+    def end(self, exitcode: int | None, mark: Mark, oom_watch: OomWatch) -> SlotEnd:
+        """What there is to tell of its end. `mark`: what it was at."""
+        why = ""
+        if self.condemned:
+            why = "it had answered what cannot be true"
+        elif exitcode == -signal.SIGKILL:
+            why = oom_watch.verdict()
+        packet = mark.packet if mark.begun else None
+        return SlotEnd(self.slot, self.known_pid, exitcode, packet, mark.begun - 1, mark.started_ns, why)
 
     def close(self) -> None:
         for end in (self.tasks, self.tasks_worker_end, self.control, self.control_worker_end):

@@ -187,6 +187,11 @@ class CallJob:
                 payload = refusal(call.definition.payload.needs)
             self.calls[unit] = call._replace(payload=payload)
 
+    def describe(self, unit: int) -> str:
+        """What a unit runs, for people."""
+        call = self.calls.get(unit)
+        return "a call" if call is None or call.definition is None else f"a call of {call.definition.name}"
+
     def refuse(self, first: int, count: int, error: BaseException) -> None:
         """These units cannot be sent: they travel as nothing, and end with `error`."""
         for unit in range(first, first + count):
@@ -315,6 +320,11 @@ class BatchJob:
                     self.prepared.pop(unit)
                 else:
                     self.prepared[unit] = payload.fallback
+
+    def describe(self, unit: int) -> str:
+        """What a unit runs, for people."""
+        name, size = self.definition.name, self.unit
+        return f"{name} for item {unit}" if size == 1 else f"{name} for items {unit * size} to {unit * size + size - 1}"
 
     def refuse(self, first: int, count: int, error: BaseException) -> None:
         """These units cannot be sent: they travel as nothing, and end with `error`."""

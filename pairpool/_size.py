@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from pathlib import Path
+
+from pairpool import _cgroup
 
 
 def default_size() -> int:
@@ -21,21 +22,14 @@ def default_size() -> int:
         raise ValueError(f"PAIRPOOL_WORKERS must be a number of workers, not {most!r}") from None
 
 
-def _quota(root: str = "/sys/fs/cgroup", member: str = "/proc/self/cgroup") -> int | None:
-    """CPUs that the cgroup (v2) of this process may use, rounded up; None where there is no limit to be read."""
-    try:
-        path = next(line[3:] for line in Path(member).read_text().splitlines() if line.startswith("0::"))
-    except (OSError, StopIteration):
-        return None
+def _quota() -> int | None:
+    """CPUs that the cgroup of this process may use, rounded up; None where there is no limit to be read."""
     least: float | None = None
-    folder = Path(root + path)
-    while True:
+    for folder in _cgroup.folders():
         try:
             quota, period = (folder / "cpu.max").read_text().split()
             cpus = int(quota) / int(period)
             least = cpus if least is None else min(least, cpus)
         except (OSError, ValueError, ZeroDivisionError):
             pass  # no such file at the root, "max", or something odd: no limit at this level
-        if folder == Path(root) or folder == folder.parent:
-            return math.ceil(least) if least else None
-        folder = folder.parent
+    return math.ceil(least) if least else None

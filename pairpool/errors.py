@@ -38,31 +38,48 @@ class WorkerLostError(PairpoolError):
         message: what happened, in words.
         pid: process id of the worker that died, where it was known.
         exitcode: as in `multiprocessing.Process.exitcode`: negative is the number of a signal.
+        task: what it ran, in words: the name of the function, and which item; empty where it had begun nothing.
+        seconds: how long it had run that; None where it had begun nothing.
     """
 
-    def __init__(self, message: str, pid: int | None = None, exitcode: int | None = None) -> None:
-        super().__init__(message, pid, exitcode)
+    def __init__(
+        self,
+        message: str,
+        pid: int | None = None,
+        exitcode: int | None = None,
+        task: str = "",
+        seconds: float | None = None,
+    ) -> None:
+        super().__init__(message, pid, exitcode, task, seconds)
         self.pid = pid
         self.exitcode = exitcode
+        self.task = task
+        self.seconds = seconds
 
     def __str__(self) -> str:
         return str(self.args[0])
 
     @classmethod
-    def of(cls, pid: int | None, exitcode: int | None, when: str = "while running this item") -> WorkerLostError:
-        """The error of an item whose worker ended so."""
-        if exitcode is None:
-            how = "ended"
-        elif exitcode >= 0:
-            how = f"exited with status {exitcode}"
-        else:
-            try:
-                how = f"was killed by {signal.Signals(-exitcode).name}"
-            except ValueError:
-                how = f"was killed by signal {-exitcode}"
-            if exitcode == -signal.SIGKILL:
-                how += " (perhaps out of memory)"
-        return cls(f"worker process {pid} {how} {when}", pid, exitcode)
+    def of(
+        cls, pid: int | None, exitcode: int | None, why: str = "", task: str = "", seconds: float | None = None
+    ) -> WorkerLostError:
+        """The error of an item whose worker ended so. `why`: what is known besides."""
+        words = f"worker process {pid} {_in_words(exitcode)}"
+        words += f" while running {task}" if task else " before it was ready"
+        if seconds is not None:
+            words += f", {seconds:.3g} s after it began"
+        return cls(words + (f" ({why})" if why else ""), pid, exitcode, task, seconds)
+
+
+def _in_words(exitcode: int | None) -> str:
+    if exitcode is None:
+        return "ended"
+    if exitcode >= 0:
+        return f"exited with status {exitcode}"
+    try:
+        return f"was killed by {signal.Signals(-exitcode).name}"
+    except ValueError:
+        return f"was killed by signal {-exitcode}"
 
 
 class InitializerError(PairpoolError):

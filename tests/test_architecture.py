@@ -37,7 +37,7 @@ class Storey:
 # From the ground up.
 STOREYS = {
     "errors": Storey("errors"),
-    "words": Storey("_packet _states _waiting _size"),
+    "words": Storey("_packet _states _waiting _size _cgroup"),
     "descriptors": Storey("_descriptors _deadman", "errors"),
     "framing": Storey("_framing _framing_py _framing_c", "errors", doors="_framing"),
     "transport": Storey("_channel _page _outbox _slab _pump", "errors words descriptors framing"),

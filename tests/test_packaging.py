@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -188,3 +189,11 @@ def test_the_package_says_that_it_is_typed() -> None:
 def test_the_suite_runs_over_both_twins_unless_told_otherwise() -> None:
     """A C twin that could not be built cannot leave the suite green."""
     assert set(TWINS) == ({"python"} if os.environ.get("PAIRPOOL_EXTENSION") == "0" else {"python", "c"})
+
+
+def test_the_extension_works_in_every_version_whichever_built_it() -> None:
+    """No format of the C API has a '#', of which the headers of 3.13 make what earlier versions refuse."""
+    source = (ROOT / "pairpool" / "_framing_c.c").read_text()
+    formats = re.findall(r'Py(?:_BuildValue|Arg_\w+)\([^"]*"([^"]*)"', source)
+    assert formats
+    assert [each for each in formats if "#" in each] == []

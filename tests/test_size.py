@@ -5,46 +5,60 @@ from pathlib import Path
 
 import pytest
 
-from pairpool import _size
+from pairpool import _cgroup, _size
 
 HERE = "0::/user/job\n"
 
 
-def quota(tmp_path: Path, limits: dict[str, str], membership: str = HERE) -> int | None:
-    """Return the quota that is read where the folders of a cgroup say these limits."""
-    member = tmp_path / "self"
-    member.write_text(membership)
-    root = tmp_path / "cgroup"
-    (root / "user" / "job").mkdir(parents=True)
-    for folder, limit in limits.items():
-        (root / folder / "cpu.max").write_text(limit)
-    return _size._quota(str(root), str(member))
+@pytest.fixture
+def cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Lie in a cgroup of which there are only folders yet; return its root."""
+    monkeypatch.setattr(_cgroup, "ROOT", tmp_path / "cgroup")
+    monkeypatch.setattr(_cgroup, "MEMBERSHIP", tmp_path / "self")
+    (tmp_path / "self").write_text(HERE)
+    (tmp_path / "cgroup" / "user" / "job").mkdir(parents=True)
+    return tmp_path / "cgroup"
 
 
 @pytest.mark.parametrize(
     ("limit", "expected"),
     [("200000 100000", 2), ("150000 100000", 2), ("50000 100000", 1), ("max 100000", None)],
 )
-def test_the_quota_is_that_of_the_cgroup_in_whole_processors(tmp_path: Path, limit: str, expected: int | None) -> None:
+def test_the_quota_is_that_of_the_cgroup_in_whole_processors(cgroup: Path, limit: str, expected: int | None) -> None:
     """A share of a processor counts as a whole one, and no limit is no quota."""
-    assert quota(tmp_path, {"user/job": limit}) == expected
+    (cgroup / "user/job/cpu.max").write_text(limit)
+    assert _size._quota() == expected
 
 
-def test_the_least_quota_on_the_way_up_counts(tmp_path: Path) -> None:
+def test_the_least_quota_on_the_way_up_counts(cgroup: Path) -> None:
     """A group may be given more than the one that it is in; it never gets it."""
-    assert quota(tmp_path, {"user/job": "800000 100000", "user": "300000 100000"}) == 3
+    (cgroup / "user/job/cpu.max").write_text("800000 100000")
+    (cgroup / "user/cpu.max").write_text("300000 100000")
+    assert _size._quota() == 3
 
 
 @pytest.mark.parametrize("limit", ["", "\n", "many few", "100000", "100000 0", "1 2 3"])
-def test_odd_files_are_no_limit(tmp_path: Path, limit: str) -> None:
+def test_odd_files_are_no_limit(cgroup: Path, limit: str) -> None:
     """What cannot be read as a quota is passed over, as containers have been seen to need."""
-    assert quota(tmp_path, {"user/job": limit}) is None
+    (cgroup / "user/job/cpu.max").write_text(limit)
+    assert _size._quota() is None
 
 
-def test_a_process_outside_of_cgroups_has_no_quota(tmp_path: Path) -> None:
-    """The first version of cgroups, or none at all, gives no quota."""
-    assert quota(tmp_path, {}, membership="4:cpu:/user\n") is None
-    assert _size._quota(str(tmp_path), str(tmp_path / "missing")) is None
+def test_a_process_outside_of_cgroups_has_no_quota(cgroup: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first version of cgroups, or none at all, gives no quota, and counts no deaths."""
+    _cgroup.MEMBERSHIP.write_text("4:cpu:/user\n")
+    assert (_size._quota(), _cgroup.oom_kills()) == (None, None)
+    monkeypatch.setattr(_cgroup, "MEMBERSHIP", cgroup / "missing")
+    assert (_size._quota(), _cgroup.oom_kills()) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"), [("low 0\noom 5\noom_kill 3\n", 3), ("low 0\n", None), ("odd", None), ("", None)]
+)
+def test_deaths_for_want_of_memory_are_counted(cgroup: Path, events: str, expected: int | None) -> None:
+    """The kernel's count is read where it is there, and nothing is made of what is odd."""
+    (cgroup / "user/job/memory.events").write_text(events)
+    assert _cgroup.oom_kills() == expected
 
 
 def test_the_quota_bounds_the_default_size(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,8 @@ class SlotEnd(NamedTuple):
     exitcode: int | None
     packet: int | None  # the packet that it was at
     unit: int  # the unit of it that had begun and not ended
+    since: int = 0  # when that had begun, in ns of the monotonic clock
+    why: str = ""  # what is known of the reason, in words
 
 
 class Handlers(Protocol):

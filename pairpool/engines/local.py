@@ -48,6 +48,7 @@ from multiprocessing.context import BaseContext
 from typing import TYPE_CHECKING, Any
 
 from pairpool import _channel, _codec, _descriptors, _framing, errors
+from pairpool._cgroup import OomWatch
 from pairpool._handle import WorkerHandle
 from pairpool._outgoing import Outgoing
 from pairpool._pump import Kick, Watch
@@ -88,6 +89,7 @@ class LocalEngine:
         self._sleeps_until: int | None = None  # ns; None: for ever
         self._shutting = False  # workers end, or are ended; nothing new begins
         self._end_by = Deadline(None)  # when they have to have ended
+        self._oom_watch = OomWatch()
         self._orphaned = False  # the zygote has ended
         self._released = False  # and are gone, with the zygote; the I/O thread waits for nothing more
         self._finished = threading.Event()
@@ -352,8 +354,7 @@ class LocalEngine:
         mark = handle.page.read()
         self.look(handle.slot, mark.packet, _framing.UNIT_LIMIT, False)
         self.recall(handle.slot)
-        running = mark.packet if mark.begun else None
-        end = SlotEnd(handle.slot, handle.known_pid, exitcode, running, mark.begun - 1)
+        end = handle.end(exitcode, mark, self._oom_watch)
         words: list[Event] = [(handlers.on_unstarted, (handle.slot, unstarted))] if unstarted else []
         events.extend((*words, (handlers.on_down, end), (self._bury, handle)))
         handlers.drain()
