@@ -7,7 +7,6 @@ if that can be done. The variable means the same at run time (`pairpool._framing
 import os
 import platform
 import sys
-import sysconfig
 
 from setuptools import Extension, setup
 
@@ -19,9 +18,9 @@ if choice not in CHOICES:
 
 cpython_on_linux = platform.python_implementation() == "CPython" and sys.platform == "linux"
 
-# One wheel serves every version from 3.11 on, except that free-threaded builds have no stable ABI before
-# 3.15.
-stable_abi = not sysconfig.get_config_var("Py_GIL_DISABLED")
+# Built with 3.11 one wheel serves every version. Built with a later one it would be for that and later ones only,
+# whatever Py_LIMITED_API says: its headers do not count references to None and True, which 3.11 does.
+stable_abi = sys.version_info[:2] == (3, 11)
 
 extension = Extension(
     "pairpool._framing_c",

@@ -7,8 +7,6 @@
    - The GIL is released once for a batch, not once for a message: each time, a thread that computes in Python
      may keep it for a switch interval (5 ms), as long as ten thousand messages take. */
 
-/* Of the stable ABI of 3.11, whichever version's headers these are. So no format here has a '#': what that means
-   depends on the headers, and a module built with those of 3.13 would fail in 3.11. */
 #include <Python.h>
 
 #include <endian.h>
