@@ -66,16 +66,17 @@ class Future(concurrent.futures.Future[T]):
             if quiet and (self._state == "PENDING" or self._state == "RUNNING"):
                 self._state = "FINISHED"
         if quiet:
-            self._pool = None
-            for signal in self.signals[:]:
-                signal.set()
+            self._leave()
         elif self._state == "RUNNING" or self._state == "PENDING":
             # Somebody waits through its Condition, or left callbacks: both may take time and run the user's code.
             self._dispatcher.call_back(self._finish_aloud)
 
     def _finish_aloud(self) -> None:
         """On the callback thread."""
-        succeeded, value = self._decode()
+        try:
+            succeeded, value = self._decode()
+        except BaseException as error:  # of the user's unpickling: no signal comes to this thread
+            succeeded, value = False, error
         try:
             if succeeded:
                 self.set_result(value)
@@ -83,6 +84,10 @@ class Future(concurrent.futures.Future[T]):
                 self.set_exception(value)
         except concurrent.futures.InvalidStateError:
             pass  # cancelled, or told before
+        self._leave()
+
+    def _leave(self) -> None:
+        """It is done: whoever waits for it looks again. Idempotent."""
         self._pool = None
         for signal in self.signals[:]:
             signal.set()
@@ -106,10 +111,17 @@ class Future(concurrent.futures.Future[T]):
 
     def cancel(self) -> bool:
         """As the standard library's: True where the call has not been handed to a worker, and never will be."""
-        cancelled = super().cancel()
-        if cancelled and self._state == "CANCELLED":
-            self.set_running_or_notify_cancel()
-        return cancelled
+        with self._condition:
+            # Seen and changed by operators alone, as in `begin`: no other thread comes between.
+            cancels = self._state == "PENDING"
+            if cancels:
+                self._state = "CANCELLED"
+                self._condition.notify_all()
+                self.set_running_or_notify_cancel()
+        if cancels:
+            self._invoke_callbacks()  # type: ignore[attr-defined]  # the standard library's own
+            self._leave()
+        return self.cancelled()
 
     def result(self, timeout: float | None = None) -> T:
         self._await(timeout)

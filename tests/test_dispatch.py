@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -141,3 +145,70 @@ def test_what_an_interrupted_waiter_received_is_digested_in_his_stead(
     with pytest.raises(Interrupted):
         result.wait(0)
     assert told.await_told() == b"x"  # nobody here waits for it any more
+
+
+# -- Futures ---------------------------------------------------------------------------------------
+
+
+def test_who_waits_for_a_future_learns_that_it_is_cancelled(make_pool: Any, make_line: Any) -> None:
+    """`result()` raises CancelledError when another thread cancels, also where a third one receives for all."""
+    gate = make_line()
+    pool = make_pool(1)
+    running = pool.submit(tasks.wait_for, gate)
+    future = pool.submit(tasks.identity, 1)
+    seen: list[BaseException | None] = []
+
+    def wait() -> None:
+        with suppress(CancelledError):
+            future.result()
+            return
+        seen.append(None)
+
+    threads = [threading.Thread(target=running.result), threading.Thread(target=wait)]
+    for thread, awaited in zip(threads, (running, future), strict=True):
+        thread.start()
+        while not awaited.signals:
+            time.sleep(0.001)
+    assert future.cancel()
+    threads[1].join(60)
+    assert seen == [None]
+    gate.tell(b"x")
+    threads[0].join(60)
+
+
+def test_two_threads_may_cancel_a_future(stage: Stage) -> None:
+    """Each is told that it is cancelled, and callbacks run once."""
+    told: list[Any] = []
+
+    class Twice(Future[Any]):
+        def set_running_or_notify_cancel(self) -> bool:
+            told.append(self.cancel())  # as another thread would, at this moment
+            return super().set_running_or_notify_cancel()
+
+    future = Twice(stage.dispatcher, None)
+    future.add_done_callback(told.append)
+    assert future.cancel()
+    assert told == [True, future]
+    assert future.cancel()
+    assert len(told) == 2
+    stage.call(future, 1)
+    stage.run()
+    assert stage.ran == []
+
+
+class ExitsWhenLoaded:
+    """Raises SystemExit where it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return sys.exit, (5,)
+
+
+def test_a_result_that_exits_when_it_is_loaded_ends_its_future(make_pool: Any) -> None:
+    """Where a callback has it unpickled on our thread, the future ends with whatever that raises."""
+    pool = make_pool(1)
+    future = pool.submit(ExitsWhenLoaded)
+    told = threading.Event()
+    future.add_done_callback(lambda _: told.set())
+    assert told.wait(60)
+    assert isinstance(future.exception(60), SystemExit)
+    assert pool.apply(abs, (-1,)) == 1
