@@ -8,6 +8,7 @@ from __future__ import annotations
 import concurrent.futures
 import multiprocessing.context
 import multiprocessing.pool as stdlib
+import operator
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from multiprocessing import util
@@ -55,7 +56,7 @@ class Pool(stdlib.Pool):
         self._status: str = INIT
         if processes is None:
             processes = _dispatch.default_size()
-        _check_arguments(processes, initializer, maxtasksperchild)
+        processes = _check_arguments(processes, initializer, maxtasksperchild)
         self._budget = maxtasksperchild
         plan = _dispatch.WorkerPlan(initializer, tuple(initargs))
         self._dispatcher = _dispatch.Dispatcher(self._make_engine(context), plan, processes, maxtasksperchild)
@@ -180,8 +181,7 @@ class Pool(stdlib.Pool):
         items: Any = iterable if hasattr(iterable, "__len__") else list(iterable)
         length = len(items)
         explicit = chunksize is not None
-        if chunksize is None:
-            chunksize = -(-length // (4 * dispatcher.size))
+        chunksize = -(-length // (4 * dispatcher.size)) if chunksize is None else _check_chunksize(chunksize)
         result = MapResult(dispatcher, self, callback, error_callback)
         if length == 0 or chunksize <= 0:
             result.finish_empty([None] * length)
@@ -243,6 +243,7 @@ class Pool(stdlib.Pool):
         self._check_running()
         if chunksize < 1:
             raise ValueError(f"Chunksize must be 1+, not {chunksize:n}")
+        chunksize = _check_chunksize(chunksize)
         dispatcher = self._dispatcher
         refusal = None
         try:
@@ -277,7 +278,7 @@ class Pool(stdlib.Pool):
         self._check_running()
         if processes < 1:
             raise ValueError("Number of processes must be at least 1")
-        self._dispatcher.post(self._dispatcher.on_resize, processes)
+        self._dispatcher.post(self._dispatcher.on_resize, operator.index(processes))
 
     def close(self) -> None:
         """Takes no more tasks; workers end when all are done."""
@@ -366,7 +367,7 @@ def _is_ours(pool: stdlib.Pool) -> bool:
     return isinstance(pool, Pool)
 
 
-def _check_arguments(processes: int, initializer: object, maxtasksperchild: object) -> None:
+def _check_arguments(processes: int, initializer: object, maxtasksperchild: object) -> int:
     """Refuses in the stdlib's words; callers need not have types, so none is relied on where the stdlib looks."""
     if processes < 1:
         raise ValueError("Number of processes must be at least 1")
@@ -374,6 +375,15 @@ def _check_arguments(processes: int, initializer: object, maxtasksperchild: obje
         raise ValueError("maxtasksperchild must be a positive int or None")
     if initializer is not None and not callable(initializer):
         raise TypeError("initializer must be a callable")
+    return operator.index(processes)
+
+
+def _check_chunksize(chunksize: int) -> int:
+    """Returns it as an int. The stdlib's map waits for ever with any other number, its imap raises islice's words."""
+    try:
+        return operator.index(chunksize)
+    except TypeError:
+        raise ValueError(f"chunksize must be an integer, not {chunksize!r}") from None
 
 
 def _end_forgotten(dispatcher: _dispatch.Dispatcher) -> None:

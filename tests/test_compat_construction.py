@@ -452,3 +452,29 @@ def test_the_default_size_fits_the_processors_we_may_use(monkeypatch: pytest.Mon
     with pairpool.get_context("fork").Pool() as pool:
         assert pool._processes == len(pool._pool) == 1
     pool.join()
+
+
+def test_a_number_of_workers_is_an_integer(make_either_pool: MakePool) -> None:
+    """Any other number is refused before anything is started, in Python's words."""
+    with pytest.raises(TypeError, match="'float' object cannot be interpreted as an integer"):
+        make_either_pool(2.5)
+
+
+def test_a_pool_is_not_resized_to_what_is_no_number_of_workers(make_pool: MakePool) -> None:
+    """Nothing changes, and the pool works."""
+    pool = make_pool(1)
+    for size, kind in ((2.5, TypeError), ("2", TypeError), (0, ValueError), (-1, ValueError)):
+        with pytest.raises(kind):
+            pool.resize(size)
+    assert pool._processes == 1
+    assert pool.map(abs, [-1]) == [1]
+
+
+@pytest.mark.parametrize("face", ["map", "map_async", "starmap", "starmap_async", "imap", "imap_unordered"])
+@pytest.mark.parametrize("chunksize", [1.5, 2.0, "2"])
+def test_a_chunksize_that_is_no_integer_harms_nothing(make_pool: MakePool, face: str, chunksize: Any) -> None:
+    """The call that was given it raises, in words, and the pool works."""
+    pool = make_pool(1)
+    with pytest.raises((ValueError, TypeError), match=r"chunksize must be an integer|not supported between"):
+        getattr(pool, face)(abs, [(1,), (2,)], chunksize)
+    assert pool.map(abs, [-1]) == [1]

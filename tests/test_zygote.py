@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ def descriptors_of(pid: int) -> set[str]:
     """Return what a process's descriptors lead to."""
     found = set()
     for name in os.listdir(f"/proc/{pid}/fd"):
-        found.add(os.readlink(f"/proc/{pid}/fd/{name}"))
+        with suppress(FileNotFoundError):  # closed meanwhile
+            found.add(os.readlink(f"/proc/{pid}/fd/{name}"))
     return found
 
 
