@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
 import time
@@ -212,3 +213,26 @@ def test_a_result_that_exits_when_it_is_loaded_ends_its_future(make_pool: Any) -
     assert told.wait(60)
     assert isinstance(future.exception(60), SystemExit)
     assert pool.apply(abs, (-1,)) == 1
+
+
+def test_a_handler_may_wait_for_the_pool_that_it_interrupts(make_pool: Any, make_line: Any) -> None:
+    """A signal handler that waits within a wait receives for both; neither sleeps on what the other has taken."""
+    gate, other = make_line(), make_line()
+    pool = make_pool(2)
+    waited = pool.apply_async(tasks.wait_for, (gate,))
+    got: list[bytes] = []
+
+    def handler(*_: object) -> None:
+        gate.tell(b"x")
+        while not waited.ready():  # so that the wait that was interrupted has its result by now
+            other.tell(b"y")
+            got.append(pool.apply(tasks.wait_for, (other,)))
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        assert waited.get(60) == b"x"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert set(got) <= {b"y"}

@@ -210,11 +210,12 @@ class LocalEngine:
         return self._finished.wait(timeout)
 
     def pump(self, ready: Callable[[], bool], watched: list[Settable], timeout: float | None) -> bool:
-        if self._pumpers or self._shutting:
-            return False
-        deadline = Deadline(timeout)
         inner, kick = self._inner, self._pump_kick
         modify, me = self._outer.modify, get_ident()
+        nested = self._pumpers > 0  # within a signal handler that interrupted this very thread's pump
+        if self._shutting or (nested and kick.waiter != me):
+            return False
+        deadline = Deadline(timeout)
         watched.append(kick)
         try:
             try:
@@ -226,7 +227,7 @@ class LocalEngine:
                 # Operators and one C call: no exception can come between, so the I/O thread is on watch again.
                 self._pumpers -= 1
                 kick.waiter = 0
-                modify(inner, ARMED)
+                modify(inner, 0 if nested else ARMED)
         except (OSError, ValueError):
             if not self._released:
                 raise  # else: the epolls are closed
@@ -236,6 +237,8 @@ class LocalEngine:
         finally:
             watched.remove(kick)
             self._close_watch()
+        if nested:
+            kick.set()  # the interrupted pump would go on waiting for what has come meanwhile
         self.watch_until(self.handlers.look_at)
         return ready() or not self._shutting
 
