@@ -25,7 +25,7 @@ from pairpool._feeder import CLOSED, Feeder
 from pairpool._jobs import BatchJob, CallJob
 from pairpool._scheduler import Scheduler
 from pairpool._states import Action, Job
-from pairpool._waiting import Settable
+from pairpool._waiting import Settable, wake_all
 from pairpool.engines import Engine, Event
 
 SHORTAGE = 1_000_000_000  # ns for which the system may have no room for a packet before its call is told
@@ -276,8 +276,7 @@ class Core:
         self.scheduler.backlog.remove(batch.plan)
         batch.close()
         self.batches.pop(batch.ident, None)
-        for signal in self.signals[:]:
-            signal.set()
+        wake_all(self.signals)
 
     @property
     def _restaffs(self) -> bool:

@@ -48,7 +48,7 @@ from pairpool._feeder import Feeder
 from pairpool._jobs import BatchJob, Call, Record
 from pairpool._packet import OutcomeMode, Status
 from pairpool._size import default_size
-from pairpool._waiting import Deadline, Settable, Signal
+from pairpool._waiting import Deadline, Settable, Signal, wake_all
 from pairpool.engines import Engine, WorkerPlan, load_engine
 
 __all__ = [
@@ -67,6 +67,7 @@ __all__ = [
     "WorkerPlan",
     "default_size",
     "load_engine",
+    "wake_all",
 ]
 
 NO_DEFINITION = Definition(0, DefinitionKind.NAMED, Payload(b""))  # of a batch whose function cannot be sent
@@ -216,8 +217,7 @@ class Dispatcher(Answers):
     def engine_shut(self) -> None:
         """The engine has nothing left: whoever waits for that looks again, and the callback thread may end."""
         self._callback_signal.set()
-        for signal in self.signals[:]:
-            signal.set()
+        wake_all(self.signals)
 
     def join(self) -> None:
         """Waits until workers and threads have ended."""

@@ -18,7 +18,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from pairpool._pacing import DEPTH, MAX_UNITS
-from pairpool._waiting import Settable, Signal
+from pairpool._waiting import Settable, Signal, wake_all
 
 if TYPE_CHECKING:
     from pairpool._dispatch import Dispatcher
@@ -64,14 +64,12 @@ class Feeder:
     def nudge(self) -> None:
         """Wakes the feeding thread where there is something to do."""
         if self.signals and self.hungry():
-            for signal in self.signals[:]:
-                signal.set()
+            wake_all(self.signals)
 
     def end(self) -> None:
         """The job is over: no more is wanted."""
         self._over = True
-        for signal in self.signals[:]:
-            signal.set()
+        wake_all(self.signals)
 
     def feed(self) -> None:
         """Pulls and pickles. What is no Exception comes out, and so does what a signal handler raises."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pairpool import errors
+from pairpool._dispatch import wake_all
 from pairpool.results import Outcome, decode
 
 if TYPE_CHECKING:
@@ -89,8 +90,7 @@ class Future(concurrent.futures.Future[T]):
     def _leave(self) -> None:
         """It is done: whoever waits for it looks again. Idempotent."""
         self._pool = None
-        for signal in self.signals[:]:
-            signal.set()
+        wake_all(self.signals)
 
     # -- the caller's side -----------------------------------------------------------------------------------
 

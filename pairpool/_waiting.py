@@ -39,16 +39,10 @@ class Signal:
         self._lock.acquire(True, -1 if timeout is None else min(max(timeout, 0), _LONGEST))
 
 
-class Watched:
-    """Something that changes and is waited for."""
-
-    __slots__ = ()
-    signals: list[Settable]
-
-    def changed(self) -> None:
-        """Wakes every thread that waits for it."""
-        for signal in self.signals[:]:  # whoever wakes takes his out
-            signal.set()
+def wake_all(signals: list[Settable]) -> None:
+    """Wakes every thread that left a signal there."""
+    for signal in signals[:]:  # whoever wakes takes his out
+        signal.set()
 
 
 class Deadline:

@@ -58,7 +58,7 @@ from pairpool._birth import START_METHODS, Birth
 from pairpool._deadman import Deadman
 from pairpool._orders import Kind, Message
 from pairpool._surroundings import Caller, WorkerSetup
-from pairpool.errors import FramingError
+from pairpool.errors import FramingError, end_in_words
 
 __all__ = ["Exited", "SpawnFailed", "Spawned", "WorkerSetup", "Zygote"]
 
@@ -371,19 +371,8 @@ class Zygote:
         """Report workers that a zygote which ended did not answer for, and kill them if they exist."""
         for worker in [*self._slots.values()]:
             if not worker.spawned:
-                reply = SpawnFailed(worker.slot, f"the zygote ended{_in_words(self.exitcode)}")
+                reply = SpawnFailed(worker.slot, f"the zygote {end_in_words(self.exitcode)}")
                 self._replies += (reply,)
                 del self._slots[worker.slot]
                 del self._workers[worker.number]
                 worker.deadman.close()
-
-
-def _in_words(exitcode: int | None) -> str:
-    if exitcode is None:
-        return ""
-    if exitcode < 0:
-        return f", killed by {_SIGNAL_NAMES.get(-exitcode, f'signal {-exitcode}')}"
-    return f" with exit code {exitcode}"
-
-
-_SIGNAL_NAMES = {int(number): number.name for number in signal.Signals}

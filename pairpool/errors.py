@@ -64,14 +64,15 @@ class WorkerLostError(PairpoolError):
         cls, pid: int | None, exitcode: int | None, why: str = "", task: str = "", seconds: float | None = None
     ) -> WorkerLostError:
         """The error of an item whose worker ended so. `why`: what is known besides."""
-        words = f"worker process {pid} {_in_words(exitcode)}"
+        words = f"worker process {pid} {end_in_words(exitcode)}"
         words += f" while running {task}" if task else " before it was ready"
         if seconds is not None:
             words += f", {seconds:.3g} s after it began"
         return cls(words + (f" ({why})" if why else ""), pid, exitcode, task, seconds)
 
 
-def _in_words(exitcode: int | None) -> str:
+def end_in_words(exitcode: int | None) -> str:
+    """How a process ended; nothing more than that where it is not known."""
     if exitcode is None:
         return "ended"
     if exitcode >= 0:

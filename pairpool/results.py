@@ -13,7 +13,7 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from pairpool import errors
-from pairpool._dispatch import Deadline, OutcomeMode, Status
+from pairpool._dispatch import Deadline, OutcomeMode, Status, wake_all
 
 if TYPE_CHECKING:
     from pairpool._dispatch import BatchJob, Dispatcher, Feeder, Record, Settable
@@ -87,8 +87,7 @@ class _Result:
         self._settled = True
         self._done = True
         self._pool = None
-        for signal in self.signals[:]:
-            signal.set()
+        wake_all(self.signals)
 
     def outcome(self) -> Outcome:
         """Decodes on first use; always the same objects afterwards, also where two threads ask at once."""
@@ -280,8 +279,7 @@ class IMapIterator(stdlib.IMapIterator, Generic[T]):  # type: ignore[type-arg]
         return None
 
     def progress(self) -> None:
-        for signal in self.signals[:]:
-            signal.set()
+        wake_all(self.signals)
 
     def finish(self) -> None:
         assert self.job is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import threading
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, TypeAlias
 
@@ -10,6 +11,9 @@ import pytest
 
 import pairpool
 from holdings import Holdings, remains
+from interruptions import Undisturbed
+from pairpool import _core
+from scenarios import Clock, NoThread, Stage
 from tasks import Line
 
 START_METHODS = ("fork", "forkserver", "spawn")
@@ -93,3 +97,16 @@ def make_line() -> Iterator[Callable[[], Line]]:
     yield make
     for line in lines:
         line.close()
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    """Make a dispatcher over two scripted workers, which are up; at the end nothing may be left of it."""
+    clock = Clock()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, "Thread", NoThread)
+        stage = Stage(Undisturbed(), clock)
+    monkeypatch.setattr(_core, "time", clock)
+    stage.run()
+    yield stage
+    stage.close()

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import errno
-import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from interruptions import Undisturbed
-from pairpool import _core, errors
+from pairpool import errors
 from pairpool._answers import STARTS_THAT_MAY_FAIL
 from pairpool._codec import Definition, DefinitionKind
 from pairpool._core import RETRY, SHORTAGE
@@ -19,21 +16,8 @@ from pairpool._packet import OutcomeMode, Status
 from pairpool._states import Packet
 from pairpool.engines import Outcomes
 from pairpool.results import IMapIterator, MapResult
-from scenarios import Clock, NoThread, Stage, outcome, packed
+from scenarios import Stage, outcome, packed
 from scripted import ScriptedWorker
-
-
-@pytest.fixture
-def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
-    """Make a dispatcher over two scripted workers, which are up; at the end nothing may be left of it."""
-    clock = Clock()
-    with monkeypatch.context() as patch:
-        patch.setattr(threading, "Thread", NoThread)
-        stage = Stage(Undisturbed(), clock)
-    monkeypatch.setattr(_core, "time", clock)
-    stage.run()
-    yield stage
-    stage.close()
 
 
 def begin(stage: Stage, worker: ScriptedWorker) -> int:

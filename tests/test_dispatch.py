@@ -6,7 +6,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from typing import Any
@@ -14,28 +13,14 @@ from typing import Any
 import pytest
 
 import tasks
-from interruptions import Interrupted, Undisturbed
-from pairpool import _core, results as results_module
+from interruptions import Interrupted
+from pairpool import results as results_module
 from pairpool._future import Future
 from pairpool._states import SlotState
 from pairpool._waiting import Signal
 from pairpool.engines.local import LocalEngine
 from pairpool.results import IMapIterator, IMapUnorderedIterator
-from scenarios import Clock, NoThread, Stage, outcome
-
-
-@pytest.fixture
-def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
-    """Make a dispatcher over two scripted workers; at the end nothing may be left of it."""
-    clock = Clock()
-    with monkeypatch.context() as patch:
-        patch.setattr(threading, "Thread", NoThread)
-        stage = Stage(Undisturbed(), clock)
-    monkeypatch.setattr(_core, "time", clock)
-    stage.run()
-    yield stage
-    stage.close()
-
+from scenarios import Stage, outcome
 
 # -- Size ------------------------------------------------------------------------------------------
 

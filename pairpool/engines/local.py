@@ -52,7 +52,7 @@ from pairpool._cgroup import OomWatch
 from pairpool._handle import WorkerHandle
 from pairpool._outgoing import Outgoing
 from pairpool._pump import Kick, Watch
-from pairpool._waiting import Deadline
+from pairpool._waiting import Deadline, wake_all
 from pairpool._zygote import Exited, Spawned, WorkerSetup, Zygote
 from pairpool.engines import Event, Handlers, SlotEnd, WorkerPlan
 
@@ -341,8 +341,7 @@ class LocalEngine:
             self.handlers.events.append((self.handlers.on_broken, errors.PairpoolError(words)))
 
     def _tell_spawned(self) -> None:
-        for waiting in self.signals[:]:
-            waiting.set()
+        wake_all(self.signals)
 
     def _on_end(self, handle: WorkerHandle, exitcode: int | None, unstarted: str = "") -> None:
         """A worker has ended: what it told and what it never began comes before the word of it.
