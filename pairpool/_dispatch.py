@@ -80,6 +80,7 @@ class Dispatcher(Answers):
         super().__init__(engine, size, budget)
         self.callbacks: deque[Callable[[], None]] = deque()
         self.forked = False  # this is a forked child's copy
+        self.waiters = 0
         self._lock = allocate_lock()
         self._holder = 0
         self._callback_signal = Signal()
@@ -166,6 +167,11 @@ class Dispatcher(Answers):
 
     # -- waiting (lock not held) -----------------------------------------------------------------------------
 
+    @property
+    def digesting_here(self) -> bool:
+        """Whether the calling code interrupts a `drain` of its own thread: it is a signal handler's or finalizer's."""
+        return self._holder == get_ident()
+
     def seconds_to_look(self) -> float | None:
         look_at = self.look_at
         return None if look_at is None else max(0.0, (look_at - time.monotonic_ns()) / 1e9)
@@ -177,15 +183,19 @@ class Dispatcher(Answers):
         """
         if ready():
             return True
-        if self.engine.pump(ready, watched, timeout):
-            return ready()
+        self.check_usable()
+        if self.digesting_here:
+            raise errors.PairpoolError(
+                "a signal handler or finalizer cannot wait for a pool in whose midst it strikes: nothing can happen "
+                "there until it returns; it may submit, close and terminate, and must leave the waiting to others"
+            )
         deadline = Deadline(timeout)
-        signal = Signal()
-        watched.append(signal)
+        self.waiters += 1
         try:
-            _wait(ready, signal, deadline)
+            if not self.engine.pump(ready, watched, timeout):
+                _wait(ready, watched, deadline)
         finally:
-            watched.remove(signal)
+            self.waiters -= 1
         return ready()
 
     # -- the callback thread ---------------------------------------------------------------------------------
@@ -227,7 +237,16 @@ class Dispatcher(Answers):
             self._callback_thread.join()
 
 
-def _wait(ready: Callable[[], bool], signal: Signal, deadline: Deadline) -> None:
+def _wait(ready: Callable[[], bool], watched: list[Settable], deadline: Deadline) -> None:
+    signal = Signal()
+    watched.append(signal)
+    try:
+        _wait_for(signal, ready, deadline)
+    finally:
+        watched.remove(signal)
+
+
+def _wait_for(signal: Signal, ready: Callable[[], bool], deadline: Deadline) -> None:
     # In a function of its own: what a signal handler raises at a loop's end passes by a `finally` of the same function
     # (python/cpython#130279, 3.12 and 3.13).
     while not ready() and not deadline.passed():

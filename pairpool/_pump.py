@@ -1,4 +1,4 @@
-"""What a thread waits on that receives for a local engine: two epolls, one within the other, and kicks."""
+"""What a thread waits on that receives for a local engine: epolls, two of which have the third in them, and kicks."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from pairpool import _descriptors
 class Kick:
     """Wakes the thread that waits on an epoll; like a signal, setting it twice does no harm.
 
-    `waiter` is that thread, where it is known: one that sets its own kick is awake.
+    `awake` is a thread that does not wait at this moment and will look before it does: it need not kick itself. A
+    signal handler that strikes that thread within its wait has to, so there it is 0.
     """
 
     def __init__(self) -> None:
-        self.waiter = 0
+        self.awake = 0
         self.descriptor = _descriptors.Descriptor(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         _descriptors.register(self.descriptor)
 
@@ -24,7 +25,7 @@ class Kick:
         self.descriptor.close()
 
     def set(self) -> None:
-        if self.waiter == get_ident():
+        if self.awake == get_ident():
             return
         try:
             os.eventfd_write(self.descriptor.fileno(), 1)
@@ -39,13 +40,14 @@ class Kick:
 
 
 class Watch:
-    """The two epolls: `inner` has the workers' channels, `outer` has `inner` and all else."""
+    """The epolls: `channels` has the workers', and lies within `caller` and `outer`, one for each kind of thread."""
 
     def __init__(self) -> None:
-        self.inner = select.epoll()
-        self.outer = select.epoll()
+        self.channels = select.epoll()
+        self.caller = select.epoll()  # of one who waits for a result, with his kick
+        self.outer = select.epoll()  # of the I/O thread, with all else that it waits for
         _descriptors.register(self)
 
     def close(self) -> None:
-        self.inner.close()
-        self.outer.close()
+        for epoll in (self.outer, self.caller, self.channels):
+            epoll.close()

@@ -58,7 +58,7 @@ class Pool(stdlib.Pool):
             processes = _dispatch.default_size()
         processes = _check_arguments(processes, initializer, maxtasksperchild)
         self._budget = maxtasksperchild
-        plan = _dispatch.WorkerPlan(initializer, tuple(initargs))
+        plan = _dispatch.WorkerPlan(initializer, tuple(initargs) if initializer is not None else ())
         self._dispatcher = _dispatch.Dispatcher(self._make_engine(context), plan, processes, maxtasksperchild)
         self._status = RUN
         # As in the stdlib: before the queues and connections of the user's (exitpriority 10) go.
@@ -97,7 +97,12 @@ class Pool(stdlib.Pool):
         """
         self._check_running()
         result = AsyncResult(self._dispatcher, self, callback, error_callback)
-        self._call(func, tuple(args), dict(kwds), result)
+        try:
+            call = _arguments(*args, **kwds)
+        except Exception as error:
+            self._dispatcher.call(_dispatch.Call(None, _as_of_call(func, error), result))
+        else:
+            self._call(func, *call, result)
         return result
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[T]:
@@ -290,14 +295,16 @@ class Pool(stdlib.Pool):
     def terminate(self) -> None:
         """Ends the workers at once. Results that are still pending fail with `PoolTerminatedError`.
 
-        (With the standard library's pool they never come.)
+        (With the standard library's pool they never come.) Waits until the workers have ended, but in a signal handler
+        or finalizer that strikes in the pool's midst, where nothing could end before it returns.
         """
         util.debug("terminating pool")
         self._status = TERMINATE
         self._finalizer.cancel()
         if not self._dispatcher.forked:
             self._dispatcher.terminate()
-            self._dispatcher.join()
+            if not self._dispatcher.digesting_here:
+                self._dispatcher.join()
 
     def join(self) -> None:
         """Waits until the workers have ended, after `close` or `terminate`."""
@@ -384,6 +391,21 @@ def _check_chunksize(chunksize: int) -> int:
         return operator.index(chunksize)
     except TypeError:
         raise ValueError(f"chunksize must be an integer, not {chunksize!r}") from None
+
+
+def _arguments(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return args, kwargs
+
+
+def _as_of_call(func: Any, error: Exception) -> Exception:
+    """The error that `_arguments` raised with the words in which a call of `func` does, which say what is called."""
+    if not isinstance(error, TypeError):
+        return error
+    called = str(func)
+    if hasattr(func, "__qualname__"):
+        module = getattr(func, "__module__", None)
+        called = ("" if module in (None, "builtins") else f"{module}.") + f"{func.__qualname__}()"
+    return TypeError(str(error).replace(f"{__name__}.{_arguments.__qualname__}()", called))
 
 
 def _end_forgotten(dispatcher: _dispatch.Dispatcher) -> None:

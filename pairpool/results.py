@@ -257,6 +257,7 @@ class IMapIterator(stdlib.IMapIterator, Generic[T]):  # type: ignore[type-arg]
         self._ready: dict[int, tuple[int, Any]] = {}  # by the place in which they are handed out
         self._arrived = 0  # outcomes
         self._next = 0  # outcomes taken, and the place of the next
+        self._raised_at: int | None = None  # where loading raised what is no Exception
         self._length: int | None = None  # units in all, once known
         self._failed: BaseException | None = None
         self.signals: list[Settable] = []
@@ -318,7 +319,15 @@ class IMapIterator(stdlib.IMapIterator, Generic[T]):  # type: ignore[type-arg]
                 if deadline.passed():
                     raise errors.TimeoutError from None
                 continue
-            succeeded, value = decode(self._dispatcher, *raw)
+            try:
+                succeeded, value = decode(self._dispatcher, *raw)
+            except BaseException as error:
+                # A signal handler's, and the result is as good as before; or the result's own as it is loaded, and
+                # then it raises again at the same place: that is its outcome.
+                if self._raised_at != place:
+                    self._raised_at = place
+                    raise
+                succeeded, value = False, error
             if not succeeded and isinstance(value, StopIteration):
                 stop, value = value, RuntimeError("a task raised StopIteration")
                 value.__cause__ = stop

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from pairpool._jobs import BatchJob, Record
 from pairpool._packet import OutcomeMode, Status
-from pairpool._waiting import Deadline, Settable, Signal
+from pairpool._waiting import Deadline, Settable, Signal, wake_all
 from pairpool.engines import Engine, Event, Outcomes, SlotEnd, WorkerPlan
 
 PATIENCE = 30.0  # seconds after which something that does not come is a failure, not a wait
@@ -41,6 +41,7 @@ class Receiver:
         self.engine = engine
         self.events: deque[Event] = deque()
         self.forked = False
+        self.waiters = 0
         self.look_at: int | None = None
         self.told: list[Told] = []
         self.signals: list[Settable] = []
@@ -76,8 +77,7 @@ class Receiver:
         self._wake()
 
     def _wake(self) -> None:
-        for signal in self.signals[:]:
-            signal.set()
+        wake_all(self.signals)
 
     def on_outcomes(self, outcomes: Outcomes) -> None:
         """Note it."""
@@ -139,13 +139,16 @@ class Receiver:
 
     def wait(self, ready: Callable[[], bool], watched: list[Settable], timeout: float | None = None) -> bool:
         """Block until something is ready, as the dispatcher does."""
-        if ready() or self.engine.pump(ready, watched, timeout):
-            return ready()
-        deadline, signal = Deadline(timeout), Signal()
-        watched.append(signal)
-        while not ready() and not deadline.passed():
-            signal.wait(deadline.remaining())
-        watched.remove(signal)
+        if ready():
+            return True
+        self.waiters += 1
+        if not self.engine.pump(ready, watched, timeout):
+            deadline, signal = Deadline(timeout), Signal()
+            watched.append(signal)
+            while not ready() and not deadline.passed():
+                signal.wait(deadline.remaining())
+            watched.remove(signal)
+        self.waiters -= 1
         return ready()
 
     def until(self, ready: Callable[[], bool]) -> None:

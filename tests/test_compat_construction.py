@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import inspect
 import multiprocessing
 import multiprocessing.dummy
@@ -188,6 +189,11 @@ WRONG_CALLS: dict[str, Callable[[Any], Any]] = {
     "starmap with an argument too few": lambda pool: pool.starmap(add, [(1,)]),
     "apply with an argument too few": lambda pool: pool.apply(add, (1,)),
     "apply of what is not callable": lambda pool: pool.apply(5, (1,)),
+    "apply with a number for arguments": lambda pool: pool.apply(add, 5),
+    "apply with a number for a built-in's arguments": lambda pool: pool.apply(abs, 5),
+    "apply with a number for a partial's arguments": lambda pool: pool.apply(functools.partial(add, 1), 5),
+    "apply with pairs for keywords": lambda pool: pool.apply(add, (1,), [("right", 2)]),
+    "apply with keywords that are none": lambda pool: pool.apply(add, (), {1: 2}),
     "map of what is not callable": lambda pool: pool.map(5, [1]),
     "imap of what is not callable": lambda pool: _first(pool.imap(5, [1])),
     "pickling": pickle.dumps,
@@ -207,6 +213,20 @@ def test_a_wrong_argument_of_the_constructor_is_refused_in_the_words_of_the_libr
     attempt = WRONG_CONSTRUCTIONS[mistake]
 
     assert _complaint(lambda: attempt(pairpool.Pool)) == _complaint(lambda: attempt(multiprocessing.pool.Pool))
+
+
+def test_arguments_of_an_initializer_do_not_matter_where_there_is_none(make_either_pool: MakePool) -> None:
+    """The library never looks at them, and programs pass None."""
+    assert make_either_pool(1, initargs=None).apply(identity, (1,)) == 1
+
+
+def test_arguments_that_cannot_be_had_harm_only_their_own_result(make_either_pool: MakePool) -> None:
+    """What is wrong with them comes out of `get()`, as what the task raises."""
+    pool = make_either_pool(1)
+    result = pool.apply_async(add, 5)
+    with pytest.raises(TypeError, match="must be an iterable, not int"):
+        result.get(60)
+    assert pool.apply(add, (1, 2)) == 3
 
 
 def test_an_unknown_start_method_is_refused_in_the_words_of_the_library() -> None:

@@ -9,13 +9,15 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from functools import partial
 from multiprocessing import util
 from typing import Any
 
 import pytest
 
 import pairpool
-from tasks import Line, add, identity, tell_and_wait, worker_pid
+from forks import run_in_child
+from tasks import Line, add, identity, tell_and_wait, wait_for, worker_pid
 
 MakePool = Callable[..., Any]
 MakeLine = Callable[[], Line]
@@ -225,26 +227,42 @@ def test_a_pool_may_be_ended_twice(make_either_pool: MakePool) -> None:
 # -- H20: a fork of the user's --------------------------------------------------------------------
 
 
-def test_a_forked_child_has_a_pool_that_is_inert(make_pool: MakePool) -> None:
-    """In a child that the user forked the pool refuses calls in words; the parent's is untouched by it."""
-    pool = make_pool(1)
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            pool.apply(identity, (1,))
-            said = "no error"
-        except BaseException as error:
-            said = f"{type(error).__name__}: {error}"
-        os.write(writing, said.encode())
-        os._exit(0)
-    os.waitpid(child, 0)
-    os.close(writing)
-    with open(reading, "rb") as told:
-        said = told.read().decode()
+def _wait_for_future(pool: Any, gate: Line) -> Any:
+    return pool.submit(wait_for, gate).result
 
-    assert "process" in said
-    assert said != "no error"
+
+def _get(pool: Any, gate: Line) -> Any:
+    return pool.apply_async(wait_for, (gate,)).get
+
+
+def _get_in_time(pool: Any, gate: Line) -> Any:
+    return partial(pool.map_async(wait_for, [gate]).get, 60)
+
+
+def _next(pool: Any, gate: Line) -> Any:
+    return pool.imap(wait_for, [gate]).__next__
+
+
+def _submit(pool: Any, _: Line) -> Any:
+    return partial(pool.submit, identity, 1)
+
+
+@pytest.mark.parametrize("prepare", [_submit, _get, _get_in_time, _next, _wait_for_future])
+def test_a_forked_child_has_a_pool_that_is_inert(
+    make_pool: MakePool, make_line: MakeLine, prepare: Callable[..., Any]
+) -> None:
+    """In a child that the user forked calls and results are refused in words; the parent's are untouched by it."""
+    gate = make_line()
+    pool = make_pool(1)
+    use = prepare(pool, gate)
+
+    def use_in_vain() -> None:
+        with pytest.raises(pairpool.PairpoolError, match="a forked child must make a pool of its own"):
+            use()
+
+    assert run_in_child(use_in_vain) == 0
+    gate.tell(b"x")
+    use()
     assert pool.apply(identity, (2,)) == 2
 
 

@@ -63,6 +63,7 @@ class Handlers(Protocol):
 
     events: deque[Event]
     forked: bool  # this process is a forked child's copy
+    waiters: int  # threads that are in `wait`
 
     @property
     def look_at(self) -> int | None:

@@ -2,10 +2,11 @@
 
 Theory of operation
 ===================
-One I/O thread a pool waits on an outer epoll: the zygote's channel and pidfd, an eventfd that wakes it, and an inner
-epoll that has every worker's tasks channel. A caller who waits for a result *pumps*: he takes the inner epoll for
-himself (it is armed in the outer one with EPOLLONESHOT; he disarms it and arms it again when he leaves), so that no
-thread has to be woken on his behalf.
+One I/O thread a pool waits on an outer epoll: the zygote's channel and pidfd, an eventfd that wakes it, and the epoll
+that has every worker's tasks channel. A caller who waits for a result *pumps*: he waits on those channels himself, and
+on a kick. The I/O thread is off its watch over them meanwhile (they are armed in the outer epoll with EPOLLONESHOT; he
+disarms them and arms them again when he leaves), so that no thread has to be woken on his behalf. It stays on watch
+where further callers wait: he may be held up in a signal handler, which may even wait for one of them.
 
 Who holds which descriptor
 --------------------------
@@ -24,9 +25,11 @@ Threads and locks
   to the zygote) they leave as *chores* to the I/O thread, which no signal handler ever interrupts.
 - `_receiving` (reentrant: a signal handler may pump inside a pump) makes receiving from a channel one thread's at a
   time, so that messages stay in order and nothing is under way when a worker's end is digested.
-- `_pumpers` only keeps a second caller from pumping; were it wrong, two threads would receive, and nothing break.
+- `_pumper` is the one thread that pumps: two would take each other's kicks. It is looked at and set by operators with
+  no call between them, where neither another thread nor a signal handler comes in. `_pumpers` counts that thread's
+  pumps, each but the first in a signal handler or finalizer that interrupted the one before.
 - Disarmed means: some caller is between disarming and the arming in his `finally`, which no exception can skip (one C
-  call, straight after operators).
+  call, straight after operators), and no other caller waits.
 
 What may block: the I/O thread in the outer epoll; a pumping caller in the inner one; the end of the I/O thread in
 `Zygote.close`. Where the zygote does not end the workers of a pool that is terminated, the I/O thread does, in the end.
@@ -85,6 +88,7 @@ class LocalEngine:
         self._by_descriptor: dict[int, WorkerHandle] = {}  # by the number of its tasks channel
         self._chores: deque[Callable[[], None]] = deque()
         self._receiving = threading.RLock()
+        self._pumper = 0
         self._pumpers = 0
         self._sleeps_until: int | None = None  # ns; None: for ever
         self._shutting = False  # workers end, or are ended; nothing new begins
@@ -105,12 +109,13 @@ class LocalEngine:
             self._wake_kick = undo.enter_context(closing(Kick()))
             self._zygote = Zygote.start(self._context, WorkerSetup(plan.initializer, plan.initargs))
             undo.pop_all()
-        self._inner, self._outer = self._watch_ends.inner, self._watch_ends.outer
+        self._channels, self._outer = self._watch_ends.channels, self._watch_ends.outer
         try:
-            self._inner.register(self._pump_kick.descriptor, select.EPOLLIN)
+            self._watch_ends.caller.register(self._pump_kick.descriptor, select.EPOLLIN)
+            self._watch_ends.caller.register(self._channels, select.EPOLLIN)
             for slot in slots:
                 self._open(slot)
-            self._outer.register(self._inner, ARMED)
+            self._outer.register(self._channels, ARMED)
             for descriptor in (self._wake_kick.descriptor, self._zygote.channel, self._zygote.pidfd):
                 self._outer.register(descriptor, select.EPOLLIN)
             _descriptors.call_after_fork_in_child(self._after_fork_in_child)
@@ -210,24 +215,27 @@ class LocalEngine:
         return self._finished.wait(timeout)
 
     def pump(self, ready: Callable[[], bool], watched: list[Settable], timeout: float | None) -> bool:
-        inner, kick = self._inner, self._pump_kick
-        modify, me = self._outer.modify, get_ident()
-        nested = self._pumpers > 0  # within a signal handler that interrupted this very thread's pump
-        if self._shutting or (nested and kick.waiter != me):
-            return False
-        deadline = Deadline(timeout)
+        channels, kick = self._channels, self._pump_kick
+        modify, me, deadline = self._outer.modify, get_ident(), Deadline(timeout)
         watched.append(kick)
+        nested = False
         try:
+            if self._shutting or (self._pumper and self._pumper != me):
+                self._watch_for_others()
+                return False
+            nested = self._pumper == me
+            self._pumper = me
+            self._pumpers += 1
             try:
-                self._pumpers += 1
-                kick.waiter = me
-                modify(inner, 0)
+                modify(channels, 0)
+                self._watch_for_others()
                 self._pump(ready, deadline)
             finally:
                 # Operators and one C call: no exception can come between, so the I/O thread is on watch again.
                 self._pumpers -= 1
-                kick.waiter = 0
-                modify(inner, 0 if nested else ARMED)
+                self._pumper = me if nested else 0
+                kick.awake = 0
+                modify(channels, 0 if nested else ARMED)
         except (OSError, ValueError):
             if not self._released:
                 raise  # else: the epolls are closed
@@ -237,17 +245,27 @@ class LocalEngine:
         finally:
             watched.remove(kick)
             self._close_watch()
-        if nested:
-            kick.set()  # the interrupted pump would go on waiting for what has come meanwhile
+            if nested:
+                kick.set()  # the interrupted pump would go on waiting for what has come meanwhile
         self.watch_until(self.handlers.look_at)
         return ready() or not self._shutting
+
+    def _watch_for_others(self) -> None:
+        """Has the I/O thread on watch where others wait besides who pumps."""
+        if self.handlers.waiters > self._pumpers and not self._released:
+            self._outer.modify(self._channels, ARMED)
 
     def _pump(self, ready: Callable[[], bool], deadline: Deadline) -> None:
         # In a function of its own: what a signal handler raises at a loop's end passes by a `finally` of the same
         # function (python/cpython#130279, 3.12 and 3.13).
+        me, kick, caller = get_ident(), self._pump_kick, self._watch_ends.caller
         while not ready() and not self._shutting:
-            self._receive(_framing.wait_ready(self._inner, SPIN, self._patience(deadline)))
+            if kick.descriptor.fileno() in _framing.wait_ready(caller, SPIN, self._patience(deadline)):
+                kick.clear()
+            kick.awake = me
+            self._receive(_framing.wait_ready(self._channels, 0.0, 0.0))
             self.handlers.drain()
+            kick.awake = 0  # before it looks
             if deadline.passed():
                 return
 
@@ -263,11 +281,6 @@ class LocalEngine:
         """Receives what has come on these channels."""
         events = self.handlers.events
         for descriptor in descriptors:
-            if descriptor not in self._by_descriptor:
-                # The pumping caller's kick is for him alone, also where the I/O thread comes by.
-                if self._pump_kick.waiter in (0, get_ident()):
-                    self._pump_kick.clear()
-                continue
             with self._receiving:
                 handle = self._by_descriptor.get(descriptor)
                 if handle is not None:  # else it was buried meanwhile
@@ -299,11 +312,11 @@ class LocalEngine:
         for descriptor, _ in ready:
             if descriptor == self._wake_kick.descriptor.fileno():
                 self._wake_kick.clear()
-            elif descriptor == self._inner.fileno():
-                self._receive(_framing.wait_ready(self._inner, 0.0, 0.0))
+            elif descriptor == self._channels.fileno():
+                self._receive(_framing.wait_ready(self._channels, 0.0, 0.0))
                 self.handlers.drain()
-                if not self._pumpers:
-                    self._outer.modify(self._inner, ARMED)
+                if not self._pumpers or self.handlers.waiters > self._pumpers:
+                    self._outer.modify(self._channels, ARMED)
             else:
                 self._take_replies()
 
@@ -375,7 +388,7 @@ class LocalEngine:
 
     def _release_handle(self, handle: WorkerHandle) -> None:
         if self._by_descriptor.pop(handle.tasks.fileno(), None) is not None:
-            self._inner.unregister(handle.tasks)
+            self._channels.unregister(handle.tasks)
         self._outgoing.drop(handle)
         handle.close()
 
@@ -410,7 +423,7 @@ class LocalEngine:
             raise
 
     def _watch(self, handle: WorkerHandle) -> None:
-        self._inner.register(handle.tasks, select.EPOLLIN)
+        self._channels.register(handle.tasks, select.EPOLLIN)
         self._by_descriptor[handle.tasks.fileno()] = handle
 
     def _shut(self, kill: bool) -> None:
