@@ -97,7 +97,7 @@ class Answers(Core):
             return
         if slot.state == "retiring" and not slot.packets:
             self.engine.stop(ident)  # it was to stop before there was a way to tell it
-        self.scheduler.opened(slot, self.events)
+        self.scheduler.roster.opened(slot, self.events)
 
     def on_up(self, ident: int) -> None:
         slot = self.scheduler.slots.get(ident)
@@ -155,7 +155,7 @@ class Answers(Core):
             unready = errors.WorkerLostError.of(end.pid, end.exitcode, end.why)
             self._start_failed(end.slot, unready, errors.InitializerError)
         self._known.pop(end.slot, None)
-        self.scheduler.down(slot, self.events)
+        self.scheduler.roster.down(slot, self.events)
 
     def _describe(self, job: Job, unit: int) -> str:
         """What a unit of a job runs, for people."""

@@ -50,6 +50,7 @@ class Core:
         self.signals: list[Settable] = []  # of those who wait for the pool to become quiet
         self.starving = False  # slots idle and no unit waits: feeders are to drain at once
         self.shutting = False  # the engine was told to end
+        self.at_rest = False  # nothing is waiting, in flight or ending: a call need not be scheduled
         self._known: dict[int, set[int]] = {}  # by slot: definitions that its worker has confirmed
         self._carried: dict[int, weakref.ref[Definition]] = {}  # definitions that workers may have
         self._dropped: deque[int] = deque()  # those that are gone
@@ -57,12 +58,12 @@ class Core:
         self._collapsed = False  # a fault of ours ended everything
         self._short_since: int | None = None  # the system has had no room for the next packet since then, in ns
         self._retry_at = 0  # when it is to be asked again
-        while self.scheduler.maintain(size):
+        while self.scheduler.roster.maintain(size):
             pass
         self.scheduler.actions.clear()  # the first workers are not opened one by one
         for slot in self.scheduler.slots.values():
             self._known[slot.ident] = set()
-            self.scheduler.opened(slot, None)
+            self.scheduler.roster.opened(slot, None)
 
     @property
     def look_at(self) -> int | None:
@@ -75,6 +76,7 @@ class Core:
     def digest(self) -> None:
         scheduler, events, actions = self.scheduler, self.events, self.scheduler.actions
         roster = scheduler.roster
+        self.at_rest = False
         if self._collapsed:
             self._digest_ruins()
             return
@@ -103,7 +105,7 @@ class Core:
                     scheduler.steal()
             if actions or events:
                 continue
-            if (self._restaffs or roster.staff != self.size) and scheduler.maintain(self._slots_wanted()):
+            if (self._restaffs or roster.staff != self.size) and roster.maintain(self._slots_wanted()):
                 continue
             if self.feeders:
                 self.starving = scheduler.starving()
@@ -119,6 +121,9 @@ class Core:
             feeder.nudge()
         if self.closing:
             self._shut_when_quiet()
+        else:
+            nothing_goes_on = not (scheduler.packets or scheduler.waiting or self.feeders or self.over)
+            self.at_rest = nothing_goes_on and roster.budget is None
 
     def _hand_out(self, now: int) -> None:
         """Sends packets as long as units wait, slots have room for them, and the system has."""

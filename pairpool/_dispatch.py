@@ -17,10 +17,11 @@ Threads
 
 The lock
 --------
-`_lock` guards what is in _core.py and _answers.py, and the engine's bookkeeping. It is held only in `drain`. No code
-of the user's runs under it, and nothing that blocks. `_holder` is the thread that holds it: a signal handler or
-finalizer that strikes that thread and enters again finds itself there and leaves its event to the drain that it
-interrupted.
+`_lock` guards what is in _core.py and _answers.py, and the engine's bookkeeping. It is held in `drain`, and for one
+exchange (_exchange.py). No code of the user's runs under it, and nothing that blocks. `_holder` is the thread that
+holds it: a signal handler or finalizer that strikes that thread and enters again finds itself there and leaves its
+event to the drain that it interrupted. It is set by operators alone once the lock is taken, or a handler could wait
+for a lock that its own thread has.
 
 Interruption
 ------------
@@ -42,8 +43,8 @@ from collections.abc import Callable
 from typing import Any
 
 from pairpool import errors
-from pairpool._answers import Answers
 from pairpool._codec import Definition, DefinitionKind, Payload
+from pairpool._exchange import Exchange
 from pairpool._feeder import Feeder
 from pairpool._jobs import BatchJob, Call, Record
 from pairpool._packet import OutcomeMode, Status
@@ -73,7 +74,7 @@ __all__ = [
 NO_DEFINITION = Definition(0, DefinitionKind.NAMED, Payload(b""))  # of a batch whose function cannot be sent
 
 
-class Dispatcher(Answers):
+class Dispatcher(Exchange):
     """One pool's core, its lock, and the callback thread."""
 
     def __init__(self, engine: Engine, plan: WorkerPlan, size: int, budget: int | None) -> None:
@@ -102,6 +103,26 @@ class Dispatcher(Answers):
         self._watch_definition(call.definition)
         self.calls.incoming += (call,)
         self.drain()
+
+    def call_and_wait(self, call: Call) -> None:
+        """Adds one call whose caller waits: it may be settled on return."""
+        if self.at_rest and not self._holder and not self.waiters and self.engine.exchanges:
+            me = get_ident()
+            try:
+                with self._lock:
+                    try:
+                        self._holder = me
+                        sent = self.exchange(call)
+                    finally:
+                        self._holder = 0
+            except BaseException:
+                self._callback_signal.set()  # as in `drain`
+                raise
+            if sent:
+                if self.events or self.calls.incoming:
+                    self.drain()
+                return
+        self.call(call)
 
     def add_batch(self, job: BatchJob, feeder: Feeder | None) -> None:
         self._watch_definition(job.definition)
@@ -154,10 +175,12 @@ class Dispatcher(Answers):
 
     def collapse(self, error: BaseException) -> None:
         """A thread of ours meets a fault: nothing is certain any more, so everything pending ends with it."""
+        me = get_ident()
         with self._lock:
             try:
-                self._holder = get_ident()
+                self._holder = me
                 self._collapsed = True
+                self.at_rest = False
                 self._give_up(error)
                 if not self.shutting:
                     self.engine.shut(kill=True)

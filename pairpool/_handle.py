@@ -154,6 +154,17 @@ class WorkerHandle:
 
     # -- messages (digested with the dispatcher's lock held; each removes its event) --------------------------
 
+    def answer(self, packet: int, raw: Any) -> Outcomes | None:
+        """The outcomes of this packet, where a message is that; None where it is to be digested as any other."""
+        message, ancillary, flags, _ = raw
+        try:
+            kind, ident, buffers = _framing.unpack(message)
+            if kind == Kind.OUTCOMES and ident == packet and not ancillary and not flags & socket.MSG_TRUNC:
+                return self._outcomes(ident, buffers)
+        except (errors.FramingError, struct.error):
+            pass
+        return None
+
     def on_message(self, raw: Any) -> None:
         """Something came from the worker."""
         events = self._handlers.events

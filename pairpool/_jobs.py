@@ -24,6 +24,7 @@ from pairpool._runner import read_committed
 DESCRIPTOR_ROOM = 128  # bytes of a packet's room for each descriptor: the kernel lets one message carry 253
 
 _idents = itertools.count(1)
+_NONE_RIDE: frozenset[int] = frozenset()
 
 
 class Record(NamedTuple):
@@ -156,6 +157,17 @@ class CallJob:
             payloads.append(payload)
         table = struct.pack(f"<{len(names)}Q", *names)
         return pack_body(self._encoder, Mode.CALLS, Flag.VISIBLE, 0, 0, first, definitions.values(), [table], payloads)
+
+    def lone_body(self, call: Call, known: set[int], room: int) -> Body | None:
+        """What a packet has that carries the call next to be numbered; None where more goes with it than arguments."""
+        definition, payload = call.definition, call.payload
+        if isinstance(payload, BaseException) or payload.needs or payload.descriptors or len(payload.data) > room:
+            return None
+        if definition is not None and definition.ident not in known:
+            return None
+        name = 0 if definition is None else definition.ident
+        head = TASKS_HEAD.pack(Mode.CALLS, Flag.VISIBLE, 0, 1, 0, 0, self.plan.ready)
+        return Body(1, [head, name.to_bytes(8, "little"), payload.data], (), _NONE_RIDE, ())
 
     def digest(self) -> None:
         """Hands the recorded outcomes to their sinks."""

@@ -1,12 +1,50 @@
-"""What a thread waits on that receives for a local engine: epolls, two of which have the third in them, and kicks."""
+"""Receiving from the workers' channels of one pool: by a caller while he waits, by the I/O thread otherwise.
+
+Theory of operation
+===================
+One epoll has every worker's tasks channel. It lies in the I/O thread's epoll (`outer`), armed with EPOLLONESHOT. A
+caller who waits for a result *pumps*: he waits on those channels himself, and on a kick by which others wake him. The
+I/O thread is off its watch over them meanwhile (he disarms them and arms them again when he leaves), so that no thread
+has to be woken on his behalf. It stays on watch where further callers wait: he may be held up in a signal handler,
+which may even wait for one of them.
+
+Threads and locks
+=================
+- `receiving` (reentrant: a signal handler may pump inside a pump) makes receiving from a channel one thread's at a
+  time, so that messages stay in order and nothing is under way when a worker's end is digested.
+- `_pumper` is the one thread that pumps: two would take each other's kicks. It is looked at and set by operators with
+  no call between them, where neither another thread nor a signal handler comes in. `pumpers` counts that thread's
+  pumps, each but the first in a signal handler or finalizer that interrupted the one before.
+- Disarmed means: some caller is between disarming and the arming in his `finally`, which no exception can skip (one C
+  call, straight after operators), and no other caller waits.
+
+What may block: a pumping caller, in `caller`.
+"""
 
 from __future__ import annotations
 
 import os
 import select
+import threading
 from _thread import get_ident
+from collections import deque
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING, Any
 
-from pairpool import _descriptors
+from pairpool import _descriptors, _framing
+from pairpool._handle import WorkerHandle
+from pairpool._waiting import Deadline
+from pairpool.engines import Handlers
+
+if TYPE_CHECKING:
+    from pairpool._waiting import Settable
+
+SPIN = 50e-6  # seconds a waiting caller keeps looking before he sleeps: less than a wake-up costs
+BATCH = 64  # messages taken from one channel before the next has its turn
+ARMED = select.EPOLLIN | select.EPOLLONESHOT
+
+Arrivals = deque[Any]  # (handler, what it is to read): events that nobody has digested
 
 
 class Kick:
@@ -39,15 +77,160 @@ class Kick:
             pass  # not set, or closed
 
 
-class Watch:
-    """The epolls: `channels` has the workers', and lies within `caller` and `outer`, one for each kind of thread."""
+class Pump:
+    """Who receives, and how he is woken."""
 
-    def __init__(self) -> None:
-        self.channels = select.epoll()
-        self.caller = select.epoll()  # of one who waits for a result, with his kick
-        self.outer = select.epoll()  # of the I/O thread, with all else that it waits for
+    def __init__(self, handlers: Handlers, wake: Callable[[], None]) -> None:
+        """`wake`: has the I/O thread digest what was received."""
+        self.receiving = threading.RLock()
+        self.pumpers = 0
+        self._pumper = 0
+        self._handlers = handlers
+        self._wake = wake
+        self._by_descriptor: dict[int, WorkerHandle] = {}  # by the number of its tasks channel
+        self._stopped = False
+        self._released = False
+        with ExitStack() as undo:
+            self.channels = undo.enter_context(select.epoll())
+            self.outer = undo.enter_context(select.epoll())  # the I/O thread's
+            self._caller = undo.enter_context(select.epoll())
+            self._kick = undo.enter_context(closing(Kick()))
+            self._caller.register(self._kick.descriptor, select.EPOLLIN)
+            self._caller.register(self.channels, select.EPOLLIN)
+            self.outer.register(self.channels, ARMED)
+            undo.pop_all()
         _descriptors.register(self)
 
+    def watch(self, handle: WorkerHandle) -> None:
+        """From now on what this worker says is received."""
+        self.channels.register(handle.tasks, select.EPOLLIN)
+        self._by_descriptor[handle.tasks.fileno()] = handle
+
+    def unwatch(self, handle: WorkerHandle) -> None:
+        """To be called before its channel is closed."""
+        if self._by_descriptor.pop(handle.tasks.fileno(), None) is not None:
+            self.channels.unregister(handle.tasks)
+
+    def handle_at(self, descriptor: int) -> WorkerHandle | None:
+        """Whose channel has that number."""
+        return self._by_descriptor.get(descriptor)
+
+    def receive(self) -> None:
+        """Receives what has come."""
+        events = self._handlers.events
+        for descriptor in _framing.wait_ready(self.channels, 0.0, 0.0):
+            with self.receiving:
+                handle = self._by_descriptor.get(descriptor)
+                if handle is not None:  # else it was buried meanwhile
+                    _framing.receive(handle.tasks, events, handle.on_message, BATCH)
+
+    def receive_rest(self, handle: WorkerHandle) -> None:
+        """Receives everything that a worker which has ended left."""
+        with self.receiving:
+            while _framing.receive(handle.tasks, self._handlers.events, handle.on_message, BATCH) == BATCH:
+                pass
+
+    def hear(self, handle: WorkerHandle, send: Callable[[], bool]) -> Arrivals:
+        """Has something sent to a worker, and receives one message of it, if that comes within the spin.
+
+        `send`: returns False where it could not be sent yet.
+        """
+        modify, heard = self.outer.modify, Arrivals()
+        try:
+            modify(self.channels, 0)  # or it would wake the I/O thread
+            if send():
+                with self.receiving:
+                    _framing.await_message(handle.tasks, heard, handle.on_message, SPIN)
+        finally:
+            modify(self.channels, ARMED)
+        return heard
+
+    def rearm(self) -> None:
+        """The I/O thread has served the channels: it stays on watch unless a caller is."""
+        if not self.pumpers or self._handlers.waiters > self.pumpers:
+            self.outer.modify(self.channels, ARMED)
+
+    def pump(self, ready: Callable[[], bool], watched: list[Settable], timeout: float | None) -> bool:
+        """See `Engine.pump`."""
+        channels, kick = self.channels, self._kick
+        modify, me, deadline = self.outer.modify, get_ident(), Deadline(timeout)
+        watched.append(kick)
+        nested = False
+        try:
+            if self._stopped or (self._pumper and self._pumper != me):
+                self._watch_for_others()
+                return False
+            nested = self._pumper == me
+            self._pumper = me
+            self.pumpers += 1
+            try:
+                modify(channels, 0)
+                self._watch_for_others()
+                self._pump(ready, deadline)
+            finally:
+                # Operators and one C call: no exception can come between, so the I/O thread is on watch again.
+                self.pumpers -= 1
+                self._pumper = me if nested else 0
+                kick.awake = 0
+                modify(channels, 0 if nested else ARMED)
+        except (OSError, ValueError):
+            if not self._released:
+                raise  # else: the epolls are closed
+        except BaseException:
+            self._wake()  # a signal handler raised: what was received is digested by the I/O thread
+            raise
+        finally:
+            watched.remove(kick)
+            self._close_if_left()
+            if nested:
+                kick.set()  # the interrupted pump would go on waiting for what has come meanwhile
+        return ready() or not self._stopped
+
+    def _watch_for_others(self) -> None:
+        """Has the I/O thread on watch where others wait besides who pumps."""
+        if self._handlers.waiters > self.pumpers and not self._released:
+            self.outer.modify(self.channels, ARMED)
+
+    def _pump(self, ready: Callable[[], bool], deadline: Deadline) -> None:
+        # In a function of its own: what a signal handler raises at a loop's end passes by a `finally` of the same
+        # function (python/cpython#130279, 3.12 and 3.13).
+        me, kick, kicked = get_ident(), self._kick, self._kick.descriptor.fileno()
+        while not ready() and not self._stopped:
+            if kicked in _framing.wait_ready(self._caller, SPIN, self.patience(deadline)):
+                kick.clear()
+            kick.awake = me
+            self.receive()
+            self._handlers.drain()
+            kick.awake = 0  # before it looks
+            if deadline.passed():
+                return
+
+    def patience(self, deadline: Deadline) -> float | None:
+        """Seconds until the deadline, or until the scheduler wants to look at something."""
+        seconds = deadline.remaining()
+        look = self._handlers.seconds_to_look()
+        if look is None:
+            return seconds
+        return look if seconds is None else min(seconds, look)
+
+    def stop(self) -> None:
+        """The workers end: callers wait for a signal from now on."""
+        self._stopped = True
+        self._kick.set()
+
+    def release(self) -> None:
+        """Closes everything, once nobody waits on it."""
+        self._by_descriptor.clear()
+        self._released = True
+        self._close_if_left()
+
+    def _close_if_left(self) -> None:
+        """The last to leave closes. Twice does no harm."""
+        if self._released and not self.pumpers:
+            self.close()
+            self._kick.close()
+
     def close(self) -> None:
-        for epoll in (self.outer, self.caller, self.channels):
+        """Closes the epolls (of a forked child also: see _descriptors)."""
+        for epoll in (self.outer, self._caller, self.channels):
             epoll.close()

@@ -1,4 +1,4 @@
-"""The slots of a pool, kept so that the right one is found at once, however many there are.
+"""The slots of a pool: how many there are to be, and which is given the next packet, found at once among however many.
 
 Every slot lies on one *shelf*, by what it can take next. Whoever changes a slot only notes it in `changed`, which is
 an operator and so can be part of a commit (see _scheduler.py); `file` puts each where it belongs before anything is
@@ -7,7 +7,10 @@ looked up.
 
 from __future__ import annotations
 
-from pairpool._states import Slot, SlotState
+from collections import deque
+from typing import Any
+
+from pairpool._states import SLOT_TRANSITIONS, Action, Slot, SlotEvent, SlotState
 
 MAX_PACKETS = 64  # packets in flight a slot, so that a recall stays short
 GRAIN = 16  # bits of a load, in ns, that are not looked at: less than a packet should take
@@ -16,13 +19,20 @@ LOADS = 11  # shelves of busy slots, by the bits of their load above that: the l
 IDLE, BUSY, STARTING = SlotState.IDLE, SlotState.BUSY, SlotState.STARTING  # looked up for every packet
 
 Shelf = dict[int, Slot]
+Events = deque[Any]
 
 
 class Roster:
     """Slots by number, and by what they can take."""
 
-    def __init__(self, *, credit: int, packet_room: int) -> None:
-        """`credit`: bytes of packets a slot may hold; `packet_room`: bytes the largest packet takes."""
+    def __init__(
+        self, actions: deque[tuple[Any, ...]], *, credit: int, packet_room: int, budget: int | None = None
+    ) -> None:
+        """`credit`: bytes of packets a slot may hold; `packet_room`: bytes the largest packet takes.
+
+        `budget`: units a slot is given in all. `actions`: the scheduler's.
+        """
+        self.budget = budget
         self.slots: dict[int, Slot] = {}
         self.changed: dict[int, Slot] = {}  # since they were last filed
         self.idle: Shelf = {}
@@ -30,17 +40,19 @@ class Roster:
         self.retiring: Shelf = {}
         self.staff = 0  # slots that take packets, or will
         self.crowded: dict[int, Slot] = {}  # hold packets that another could run, and were not asked for them
+        self._actions = actions
+        self._next_slot = 0
         self._busy: tuple[Shelf, ...] = tuple({} for _ in range(LOADS + 1))
         self._full: Shelf = {}  # can take nothing now
         self._crammed = credit - packet_room  # bytes beyond which there may be no room for a packet
 
-    def roomiest(self, reserved: tuple[Slot, ...]) -> Slot | None:
-        """The slot to give a packet to, `reserved` ones aside: an idle one, a fresh one, or one of those least loaded.
+    # -- finding --------------------------------------------------------------------------------------------
 
-        Of idle slots the one that worked last: its worker is still warm, and often still awake.
-        """
-        for slot in reversed(self.idle.values()):
-            return slot
+    def roomiest(self, reserved: tuple[Slot, ...]) -> Slot | None:
+        """The slot for a packet, `reserved` ones aside: an idle one, a fresh one, or one of those least loaded."""
+        idle = self.warmest()
+        if idle is not None:
+            return idle
         for slot in self.fresh.values():
             return slot
         for shelf in self._busy:
@@ -48,6 +60,12 @@ class Roster:
                 for slot in shelf.values():
                     if slot not in reserved:
                         return slot
+        return None
+
+    def warmest(self) -> Slot | None:
+        """Of idle slots the one that worked last: its worker is still warm, and often still awake."""
+        for slot in reversed(self.idle.values()):
+            return slot
         return None
 
     def file(self) -> None:
@@ -85,3 +103,56 @@ class Roster:
         if state is SlotState.RETIRING:
             return self.retiring
         return self._full if state is SlotState.ASKED else None
+
+    # -- coming and going (events and commits: see _scheduler.py) -------------------------------------------
+
+    def opened(self, slot: Slot, events: Events | None) -> None:
+        """Packets can be sent to the slot."""
+        state = SLOT_TRANSITIONS[slot.state][SlotEvent.OPEN]
+        # commit
+        slot.state = state
+        self.changed[slot.ident] = slot
+        if events is not None:
+            del events[0]
+
+    def down(self, slot: Slot, events: Events | None) -> None:
+        """The slot's worker has ended; each packet that it held was settled by `lose` before."""
+        state = SLOT_TRANSITIONS[slot.state][SlotEvent.DOWN]
+        staff = self.staff - (slot.state is not SlotState.RETIRING)
+        # commit
+        slot.state = state
+        self.changed[slot.ident] = slot
+        self.staff = staff
+        del self.slots[slot.ident]
+        if events is not None:
+            del events[0]
+
+    def maintain(self, wanted: int) -> bool:
+        """Takes one step towards `wanted` slots that take packets; False where none is needed."""
+        staff = self.staff
+        if staff < wanted:
+            ident = self._next_slot
+            slot = Slot(ident, self.budget)
+            # commit
+            self._next_slot = ident + 1
+            self.slots[ident] = slot
+            self.changed[ident] = slot
+            self.staff = staff + 1
+            self._actions += ((Action.OPEN, ident),)
+            return True
+        if staff > wanted:
+            staying = [slot for slot in self.slots.values() if slot.state is not SlotState.RETIRING]
+            self._retire(min(staying, key=lambda slot: (slot.state is not IDLE, slot.load, -slot.ident)))
+            return True
+        return False
+
+    def _retire(self, slot: Slot) -> None:
+        """No more packets for this slot; it stops once what it runs is settled."""
+        state = SLOT_TRANSITIONS[slot.state][SlotEvent.RETIRE]
+        action = (Action.RECALL if slot.packets else Action.STOP, slot.ident)
+        staff = self.staff - 1
+        # commit
+        self.staff = staff
+        slot.state = state
+        self.changed[slot.ident] = slot
+        self._actions += (action,)

@@ -41,13 +41,14 @@ from pairpool import _pacing
 from pairpool._backlog import Backlog
 from pairpool._pacing import LATE, MAX_UNITS, PATIENCE_LIMIT, STUCK, TARGET
 from pairpool._ranges import Range, including
-from pairpool._roster import Roster
+from pairpool._roster import Events, Roster
 from pairpool._states import (
     PACKET_TRANSITIONS,
     SLOT_TRANSITIONS,
     Action,
     Cargo,
     Choice,
+    Job,
     Packet,
     PacketEvent,
     Slot,
@@ -58,7 +59,7 @@ from pairpool._states import (
 CANDIDATES = 8  # waiting jobs looked at for one choice: the first few are refused only where slots are deep
 
 
-Events = deque[Any]
+Units = dict[int, Any]
 
 
 class Scheduler:
@@ -68,10 +69,9 @@ class Scheduler:
     """
 
     def __init__(self, *, credit: int, packet_room: int, budget: int | None = None) -> None:
-        """`budget`: units a slot is given in all; the others are the roster's."""
-        self.budget = budget
-        self.roster = Roster(credit=credit, packet_room=packet_room)
+        """The roster has what they mean."""
         self.actions: deque[tuple[Any, ...]] = deque()
+        self.roster = Roster(self.actions, credit=credit, packet_room=packet_room, budget=budget)
         self.backlog = Backlog(self.actions)
         self.jobs, self.waiting = self.backlog.jobs, self.backlog.waiting
         self.slots = self.roster.slots
@@ -80,7 +80,6 @@ class Scheduler:
         self.may_steal = False  # a slot came to idle while others had packets
         self.look_at: int | None = None  # no packet is late before; None: none will be
         self.next_packet = 1
-        self.next_slot = 0
 
     # -- handing out -----------------------------------------------------------------------------------------
 
@@ -154,6 +153,27 @@ class Scheduler:
         if waits:
             self.waiting[job.ident] = job  # at the end: the others' turn first
         outbox += (entry,)
+
+    def adopt(
+        self, ident: int, slot: Slot, job: Job, cargo: Cargo, size: int, now: int, units: Units, unit: Any
+    ) -> None:
+        """Records a packet that an idle slot was sent already, and its one unit, which is put in `units`."""
+        load, number = _pacing.load(job, 1), job.ready
+        packet = Packet(ident, job, slot, number, 1, size, load, cargo.definitions, cargo.needs)
+        state = SLOT_TRANSITIONS[slot.state][SlotEvent.ASSIGN]
+        self._watch(packet, now, alone=True)
+        # commit
+        self.packets[ident] = packet
+        slot.packets[ident] = packet
+        slot.state = state
+        slot.load += load
+        slot.size += size
+        slot.recalled = False
+        self.changed[slot.ident] = slot
+        units[number] = unit
+        job.ready = number + 1
+        job.next = number + 1
+        job.in_flight += 1
 
     def _watch(self, packet: Packet, now: int, *, alone: bool) -> None:
         """Sets when a packet that begins now is late. A single unit with nothing behind it keeps nothing waiting."""
@@ -299,15 +319,6 @@ class Scheduler:
 
     # -- slots -----------------------------------------------------------------------------------------------
 
-    def opened(self, slot: Slot, events: Events | None) -> None:
-        """Packets can be sent to the slot."""
-        state = SLOT_TRANSITIONS[slot.state][SlotEvent.OPEN]
-        # commit
-        slot.state = state
-        self.changed[slot.ident] = slot
-        if events is not None:
-            del events[0]
-
     def up(self, slot: Slot, now: int, events: Events | None) -> None:
         """The slot's worker has run the initializer and takes packets."""
         state = SLOT_TRANSITIONS[slot.state][SlotEvent.UP]
@@ -338,48 +349,6 @@ class Scheduler:
         first = packet.first + begun
         back = (first, stop) if first < stop else None
         self._settle(packet, PacketEvent.DOWN, delivery, back, now, None, settled=begun - packet.done)
-
-    def down(self, slot: Slot, events: Events | None) -> None:
-        """The slot's worker has ended; each packet that it held was settled by `lose` before."""
-        state = SLOT_TRANSITIONS[slot.state][SlotEvent.DOWN]
-        staff = self.roster.staff - (slot.state is not SlotState.RETIRING)
-        # commit
-        slot.state = state
-        self.changed[slot.ident] = slot
-        self.roster.staff = staff
-        del self.slots[slot.ident]
-        if events is not None:
-            del events[0]
-
-    def maintain(self, wanted: int) -> bool:
-        """Takes one step towards `wanted` slots that take packets; False where none is needed."""
-        staff = self.roster.staff
-        if staff < wanted:
-            ident = self.next_slot
-            slot = Slot(ident, self.budget)
-            # commit
-            self.next_slot = ident + 1
-            self.slots[ident] = slot
-            self.changed[ident] = slot
-            self.roster.staff = staff + 1
-            self.actions += ((Action.OPEN, ident),)
-            return True
-        if staff > wanted:
-            staying = [slot for slot in self.slots.values() if slot.state is not SlotState.RETIRING]
-            self._retire(min(staying, key=lambda slot: (slot.state is not SlotState.IDLE, slot.load, -slot.ident)))
-            return True
-        return False
-
-    def _retire(self, slot: Slot) -> None:
-        """No more packets for this slot; it stops once what it runs is settled."""
-        state = SLOT_TRANSITIONS[slot.state][SlotEvent.RETIRE]
-        action = (Action.RECALL if slot.packets else Action.STOP, slot.ident)
-        staff = self.roster.staff - 1
-        # commit
-        self.roster.staff = staff
-        slot.state = state
-        self.changed[slot.ident] = slot
-        self.actions += (action,)
 
     # -- balance ---------------------------------------------------------------------------------------------
 

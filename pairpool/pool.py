@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from multiprocessing import util
 from typing import Any, Self, TypeVar
 
-from pairpool import _dispatch
+from pairpool import _arguments, _dispatch
 from pairpool._future import Future
 from pairpool.results import AsyncResult, IMapIterator, IMapUnorderedIterator, MapResult
 
@@ -56,7 +56,7 @@ class Pool(stdlib.Pool):
         self._status: str = INIT
         if processes is None:
             processes = _dispatch.default_size()
-        processes = _check_arguments(processes, initializer, maxtasksperchild)
+        processes = _arguments.check_construction(processes, initializer, maxtasksperchild)
         self._budget = maxtasksperchild
         plan = _dispatch.WorkerPlan(initializer, tuple(initargs) if initializer is not None else ())
         self._dispatcher = _dispatch.Dispatcher(self._make_engine(context), plan, processes, maxtasksperchild)
@@ -79,7 +79,7 @@ class Pool(stdlib.Pool):
         kwds: Mapping[str, Any] = {},
     ) -> T:
         """Calls ``func(*args, **kwds)`` in a worker and returns what it returns."""
-        result: T = self.apply_async(func, args, kwds).get()
+        result: T = self._apply(func, args, kwds, None, None, waits=True).get()
         return result
 
     def apply_async(
@@ -95,30 +95,50 @@ class Pool(stdlib.Pool):
         Arguments are pickled here and now, so a later change to them is not seen by the task; an error in that comes
         out of the result's `get()`. Callbacks run in one thread, in the order of results, before `get()` returns.
         """
+        return self._apply(func, args, kwds, callback, error_callback, waits=False)
+
+    def _apply(
+        self,
+        func: Callable[..., Any],
+        args: Iterable[Any],
+        kwds: Mapping[str, Any],
+        callback: Any,
+        error_callback: Any,
+        *,
+        waits: bool,
+    ) -> AsyncResult:
+        """`waits`: the caller waits for the result at once."""
         self._check_running()
         result = AsyncResult(self._dispatcher, self, callback, error_callback)
         try:
-            call = _arguments(*args, **kwds)
+            call = _arguments.of_call(*args, **kwds)
         except Exception as error:
-            self._dispatcher.call(_dispatch.Call(None, _as_of_call(func, error), result))
+            self._dispatcher.call(_dispatch.Call(None, _arguments.error_of_call(func, error), result))
         else:
-            self._call(func, *call, result)
+            self._call(func, *call, result, waits=waits)
         return result
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[T]:
         """Calls ``fn(*args, **kwargs)`` in a worker; a `concurrent.futures.Future` has the result."""
         self._check_running()
         future: Future[T] = Future(self._dispatcher, self)
-        self._call(fn, args, kwargs, future)
+        self._call(fn, args, kwargs, future, waits=False)
         return future
 
-    def _call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], sink: Any) -> None:
+    def _call(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], sink: Any, *, waits: bool
+    ) -> None:
+        dispatcher = self._dispatcher
         try:
-            definition, payload = self._dispatcher.encoder.call(function, args, kwargs)
+            definition, payload = dispatcher.encoder.call(function, args, kwargs)
         except Exception as error:
-            self._dispatcher.call(_dispatch.Call(None, error, sink))
+            dispatcher.call(_dispatch.Call(None, error, sink))
+            return
+        call = _dispatch.Call(definition, payload, sink)
+        if waits:
+            dispatcher.call_and_wait(call)
         else:
-            self._dispatcher.call(_dispatch.Call(definition, payload, sink))
+            dispatcher.call(call)
 
     def map(self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int | None = None) -> list[T]:
         """``[func(item) for item in iterable]``, in the workers.
@@ -186,7 +206,7 @@ class Pool(stdlib.Pool):
         items: Any = iterable if hasattr(iterable, "__len__") else list(iterable)
         length = len(items)
         explicit = chunksize is not None
-        chunksize = -(-length // (4 * dispatcher.size)) if chunksize is None else _check_chunksize(chunksize)
+        chunksize = -(-length // (4 * dispatcher.size)) if chunksize is None else _arguments.check_chunksize(chunksize)
         result = MapResult(dispatcher, self, callback, error_callback)
         if length == 0 or chunksize <= 0:
             result.finish_empty([None] * length)
@@ -248,7 +268,7 @@ class Pool(stdlib.Pool):
         self._check_running()
         if chunksize < 1:
             raise ValueError(f"Chunksize must be 1+, not {chunksize:n}")
-        chunksize = _check_chunksize(chunksize)
+        chunksize = _arguments.check_chunksize(chunksize)
         dispatcher = self._dispatcher
         refusal = None
         try:
@@ -372,40 +392,6 @@ class Pool(stdlib.Pool):
 def _is_ours(pool: stdlib.Pool) -> bool:
     """False for the stdlib's own ThreadPool, which after install() calls our `__init__` by the global name `Pool`."""
     return isinstance(pool, Pool)
-
-
-def _check_arguments(processes: int, initializer: object, maxtasksperchild: object) -> int:
-    """Refuses in the stdlib's words; callers need not have types, so none is relied on where the stdlib looks."""
-    if processes < 1:
-        raise ValueError("Number of processes must be at least 1")
-    if maxtasksperchild is not None and (not isinstance(maxtasksperchild, int) or maxtasksperchild <= 0):
-        raise ValueError("maxtasksperchild must be a positive int or None")
-    if initializer is not None and not callable(initializer):
-        raise TypeError("initializer must be a callable")
-    return operator.index(processes)
-
-
-def _check_chunksize(chunksize: int) -> int:
-    """Returns it as an int. The stdlib's map waits for ever with any other number, its imap raises islice's words."""
-    try:
-        return operator.index(chunksize)
-    except TypeError:
-        raise ValueError(f"chunksize must be an integer, not {chunksize!r}") from None
-
-
-def _arguments(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return args, kwargs
-
-
-def _as_of_call(func: Any, error: Exception) -> Exception:
-    """The error that `_arguments` raised with the words in which a call of `func` does, which say what is called."""
-    if not isinstance(error, TypeError):
-        return error
-    called = str(func)
-    if hasattr(func, "__qualname__"):
-        module = getattr(func, "__module__", None)
-        called = ("" if module in (None, "builtins") else f"{module}.") + f"{func.__qualname__}()"
-    return TypeError(str(error).replace(f"{__name__}.{_arguments.__qualname__}()", called))
 
 
 def _end_forgotten(dispatcher: _dispatch.Dispatcher) -> None:

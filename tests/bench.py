@@ -28,11 +28,11 @@ class Bench:
         self.scheduler = Scheduler(credit=credit, packet_room=1, budget=budget)
         self.sent: list[Packet] = []
         self.now = 0
-        while self.scheduler.maintain(slots):
+        while self.scheduler.roster.maintain(slots):
             pass
         self.scheduler.actions.clear()
         for slot in self.slots:
-            self.scheduler.opened(slot, None)
+            self.scheduler.roster.opened(slot, None)
             self.scheduler.up(slot, self.now, None)
 
     @property

@@ -129,6 +129,12 @@ def by_calls(pool: Any, items: Iterable[int], account: Account) -> None:
         account.take(partial(result.get, PATIENCE))
 
 
+def by_waiting(pool: Any, items: Iterable[int], account: Account) -> None:
+    """Run every item by `apply`, one after another."""
+    for item in items:
+        account.take(partial(pool.apply, begin, (item,)))
+
+
 def by_futures(pool: Any, items: Iterable[int], account: Account) -> None:
     """Run every item by `submit`."""
     for future in [pool.submit(begin, item) for item in items]:
@@ -160,7 +166,7 @@ def by_maps(pool: Any, items: Iterable[int], account: Account) -> None:
 
 
 FACES = {
-    face.__name__.removeprefix("by_"): face for face in (by_calls, by_futures, by_imap, by_imap_unordered, by_maps)
+    face.__name__.removeprefix("by_"): face for face in (by_calls, by_waiting, by_futures, by_imap, by_imap_unordered, by_maps)
 }
 
 

@@ -100,13 +100,24 @@ def make_line() -> Iterator[Callable[[], Line]]:
 
 
 @pytest.fixture
-def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+def make_stage(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Stage]:
+    """Make a dispatcher over two scripted workers, which are up."""
+
+    def make() -> Stage:
+        clock = Clock()
+        with monkeypatch.context() as patch:
+            patch.setattr(threading, "Thread", NoThread)
+            stage = Stage(Undisturbed(), clock)
+        monkeypatch.setattr(_core, "time", clock)
+        stage.run()
+        return stage
+
+    return make
+
+
+@pytest.fixture
+def stage(make_stage: Callable[[], Stage]) -> Iterator[Stage]:
     """Make a dispatcher over two scripted workers, which are up; at the end nothing may be left of it."""
-    clock = Clock()
-    with monkeypatch.context() as patch:
-        patch.setattr(threading, "Thread", NoThread)
-        stage = Stage(Undisturbed(), clock)
-    monkeypatch.setattr(_core, "time", clock)
-    stage.run()
+    stage = make_stage()
     yield stage
     stage.close()

@@ -110,6 +110,16 @@ class ScriptedWorker:
             return [self._function(item) for item in payload]
         return self._function(payload)
 
+    def answer(self) -> Outcomes:
+        """Run what is in the queue, and return the outcomes instead of telling them."""
+        events = self._engine.handlers.events
+        before = len(events)
+        while len(events) == before:
+            assert self.go_on()
+        outcomes: Outcomes = events.pop()[1]
+        self.go_on()  # leave the packet
+        return outcomes
+
     def recall(self) -> None:
         """Give back what was not taken."""
         while self.queue:
@@ -189,6 +199,17 @@ class ScriptedEngine:
             slot, packet, buffers = self.outbox.popleft()
             if slot in self.by_slot:
                 self.by_slot[slot].queue.append((packet, buffers))
+
+    exchanges = True
+    prompt = True  # an idle worker answers before its caller would have slept
+
+    def exchange(self, slot: int, packet: int, entry: Any) -> Outcomes | None:
+        """Send a packet, and return what is answered."""
+        self.outbox.append(entry)
+        self.flush()
+        if not self.prompt or slot not in self.by_slot:
+            return None
+        return self.by_slot[slot].answer()
 
     def recall(self, slot: int) -> None:
         """Take back what a worker has not taken."""

@@ -117,7 +117,7 @@ class SimulatedPool:
             scheduler.steal()
             if scheduler.actions or self.events:
                 continue
-            if scheduler.maintain(self._wanted()):
+            if scheduler.roster.maintain(self._wanted()):
                 continue
             self._check()
             return
@@ -201,7 +201,7 @@ class SimulatedPool:
         slot = self.scheduler.slots[ident]
         if slot.state is SlotState.RETIRING and not slot.packets:
             self._stop(self.workers[ident])
-        self.scheduler.opened(slot, self.events)
+        self.scheduler.roster.opened(slot, self.events)
 
     def on_up(self, ident: int) -> None:
         """A worker takes packets."""
@@ -244,13 +244,13 @@ class SimulatedPool:
         worker = self.workers.pop(end.slot)
         self.deaths += not worker.stopping
         if worker.stopping and not self.closing and not self.shrunk:
-            assert worker.begun == self.scheduler.budget, "a worker was stopped before its time"
+            assert worker.begun == self.scheduler.roster.budget, "a worker was stopped before its time"
         for packet in list(slot.packets.values()):
             running = end.unit if packet.ident == end.packet and end.unit >= packet.done else None
             lost = 0 if running is None else min(running + 1, packet.count) - packet.done
             record = Record(packet.first + packet.done, lost, Fate.LOST)
             self.scheduler.lose(packet, running, record, self.now)
-        self.scheduler.down(slot, self.events)
+        self.scheduler.roster.down(slot, self.events)
 
     # -- what must hold whenever everything is digested --------------------------------------------------------
 
@@ -297,8 +297,8 @@ class SimulatedPool:
             assert not packets
             assert not self.scheduler.waiting, "a slot idles beside a waiting unit"
         if slot.budget is not None:
-            assert self.scheduler.budget is not None
-            left = self.scheduler.budget - self.workers[slot.ident].begun
+            assert self.scheduler.roster.budget is not None
+            left = self.scheduler.roster.budget - self.workers[slot.ident].begun
             assert 0 <= slot.budget <= left, "a worker is given more units than it may run"
 
     def check_units(self) -> None:

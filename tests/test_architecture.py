@@ -40,7 +40,7 @@ STOREYS = {
     "words": Storey("_packet _states _waiting _size _cgroup"),
     "descriptors": Storey("_descriptors _deadman", "errors"),
     "framing": Storey("_framing _framing_py _framing_c", "errors", doors="_framing"),
-    "transport": Storey("_channel _page _outbox _slab _pump", "errors words descriptors framing"),
+    "transport": Storey("_channel _page _outbox _slab", "errors words descriptors framing"),
     "pickling": Storey(
         "_namespaces _anatomy _fingerprint _ledger _by_value _kept _parcels _passing _plain _returning "
         "_remote_errors _codec",
@@ -52,12 +52,15 @@ STOREYS = {
     "scheduler": Storey("_scheduler _backlog _roster _pacing _ranges", "words"),
     "jobs": Storey("_jobs _feeder", "errors words pickling worker scheduler"),
     "engines": Storey(
-        "_objects _handle _outgoing engines engines.inline engines.threads engines.local engines.dask engines.ray",
+        "engines _objects _handle _outgoing _pump engines.inline engines.threads engines.local engines.dask "
+        "engines.ray",
         "errors words descriptors framing transport pickling worker zygote",
         doors="engines",
     ),
-    "dispatch": Storey("_core _answers _dispatch", "errors words pickling scheduler jobs engines", doors="_dispatch"),
-    "faces": Storey("pool results _future executor joblib _context _install __init__", "errors dispatch"),
+    "dispatch": Storey(
+        "_core _answers _exchange _dispatch", "errors words pickling scheduler jobs engines", doors="_dispatch"
+    ),
+    "faces": Storey("pool results _arguments _future executor joblib _context _install __init__", "errors dispatch"),
     # What is asked from a shell is answered from where it is known.
     "shell": Storey("__main__", "errors words framing scheduler faces"),
 }

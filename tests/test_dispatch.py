@@ -17,7 +17,6 @@ from pairpool import results as results_module
 from pairpool._future import Future
 from pairpool._states import SlotState
 from pairpool._waiting import Signal
-from pairpool.engines.local import LocalEngine
 from pairpool.results import IMapIterator, IMapUnorderedIterator
 from scenarios import Stage, outcome
 
@@ -117,16 +116,16 @@ def test_what_an_interrupted_waiter_received_is_digested_in_his_stead(
     pool.apply(tasks.identity, (1,))
     dispatcher, engine = pool._dispatcher, pool._dispatcher.engine
     result = pool.apply_async(tasks.wait_for, (line,), callback=told.tell)
-    receive = LocalEngine._receive
+    receive = engine._pump.receive
 
-    def receive_and_be_interrupted(self: LocalEngine, _: Any) -> None:
+    def receive_and_be_interrupted() -> None:
         monkeypatch.undo()
         line.tell(b"x")
         while not dispatcher.events:
-            receive(self, list(engine._by_descriptor))
+            receive()
         raise Interrupted
 
-    monkeypatch.setattr(LocalEngine, "_receive", receive_and_be_interrupted)
+    monkeypatch.setattr(engine._pump, "receive", receive_and_be_interrupted)
     with pytest.raises(Interrupted):
         result.wait(0)
     assert told.await_told() == b"x"  # nobody here waits for it any more

@@ -23,7 +23,7 @@ import pairpool
 from forks import open_descriptors
 from holdings import Holdings, remains
 from liars import LIES, lie, lie_of_a_map, lie_once, worker_here
-from pairpool import _channel, _core
+from pairpool import _channel, _core, _framing
 from pairpool._codec import Definition, DefinitionKind, Encoder, Payload
 from pairpool._handle import WorkerHandle
 from pairpool._jobs import BatchJob, Call, CallJob
@@ -186,10 +186,12 @@ def test_a_worker_is_up_after_it_is_open(monkeypatch: pytest.MonkeyPatch) -> Non
     engine: Any = carrier.engine
     spawn = Zygote.spawn
 
+    pump = engine._pump
+
     def receive() -> None:
-        if engine._receiving.acquire(blocking=False):
-            engine._receive([engine._handles[1].tasks.fileno()])
-            engine._receiving.release()
+        if pump.receiving.acquire(blocking=False):
+            pump.receive()
+            pump.receiving.release()
             carrier.receiver.drain()
 
     def spawn_and_hear(self: Zygote, slot: int, number: int, descriptors: tuple[int, ...]) -> None:
@@ -208,20 +210,25 @@ def test_a_worker_is_up_after_it_is_open(monkeypatch: pytest.MonkeyPatch) -> Non
         carrier.shut(kill=True)
 
 
-def test_a_worker_may_be_buried_while_somebody_receives() -> None:
+def test_a_worker_may_be_buried_while_somebody_receives(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who was told that a channel has something, and comes when it is closed, receives nothing."""
     carrier = Carrier(LocalEngine(multiprocessing.get_context("fork")))
     carrier.start(2)
     carrier.until_up(2)
     engine: Any = carrier.engine
-    receiving, test = engine._receiving, threading.get_ident()
+    pump = engine._pump
+    receiving, test, channel = pump.receiving, threading.get_ident(), engine._handles[0].tasks.fileno()
+    wait_ready = _framing.wait_ready
+
+    def tell_me_of_it(*args: Any) -> list[int]:
+        return [channel] if threading.get_ident() == test else wait_ready(*args)
 
     class Late:
         """The lock of receiving; before the test first has it the worker is buried."""
 
         def __enter__(self) -> None:
             if threading.get_ident() == test and 0 in engine._handles:
-                engine._receiving = receiving
+                pump.receiving = receiving
                 engine.stop(0)
                 carrier.until_down(0)
                 carrier.receiver.holding(lambda: None)  # whoever digests that has buried it
@@ -231,8 +238,9 @@ def test_a_worker_may_be_buried_while_somebody_receives() -> None:
             receiving.release()
 
     try:
-        engine._receiving = Late()
-        engine._receive([engine._handles[0].tasks.fileno()])
+        pump.receiving = Late()
+        monkeypatch.setattr(_framing, "wait_ready", tell_me_of_it)
+        pump.receive()
         assert 0 not in engine._handles
     finally:
         carrier.shut(kill=True)

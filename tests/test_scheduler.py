@@ -200,7 +200,7 @@ def test_a_death_costs_what_had_begun(running: int | None, lost: int) -> None:
     for each in queued:
         bench.scheduler.lose(each, None, "nothing", 0)
     bench.scheduler.lose(packet, running, "lost", 0)
-    bench.scheduler.down(packet.slot, None)
+    bench.scheduler.roster.down(packet.slot, None)
     assert job.settled == 1 + lost
     assert job.returned == ((1 + lost, job.next),)
     assert bench.taken() == ([(Action.DELIVER, 1, "lost")] if lost else [])
@@ -223,7 +223,7 @@ def test_a_worker_runs_its_share_of_units_and_is_replaced() -> None:
     old = bench.slots[0]
     assert (Action.STOP, old.ident) in bench.taken()
     assert old.state is SlotState.RETIRING
-    assert bench.scheduler.maintain(1)
+    assert bench.scheduler.roster.maintain(1)
     assert len(bench.slots) == 2
 
 
@@ -232,7 +232,7 @@ def test_no_worker_is_replaced_while_it_runs() -> None:
     bench = Bench(2, budget=1)
     bench.job(1, 1000)
     bench.send()
-    assert not bench.scheduler.maintain(2)
+    assert not bench.scheduler.roster.maintain(2)
 
 
 def test_shrinking_stops_idle_workers_first() -> None:
@@ -241,13 +241,13 @@ def test_shrinking_stops_idle_workers_first() -> None:
     bench.job(1, 1)
     busy = bench.send()[0].slot
     idle = next(slot for slot in bench.slots if slot is not busy)
-    assert bench.scheduler.maintain(1)
+    assert bench.scheduler.roster.maintain(1)
     assert bench.taken() == [(Action.STOP, idle.ident)]
-    assert bench.scheduler.maintain(0)
+    assert bench.scheduler.roster.maintain(0)
     assert bench.taken() == [(Action.RECALL, busy.ident)]
     bench.finish(next(iter(busy.packets.values())))
     assert (Action.STOP, busy.ident) in bench.taken()
-    assert not bench.scheduler.maintain(0)
+    assert not bench.scheduler.roster.maintain(0)
 
 
 def test_skipped_units_count_as_settled() -> None:

@@ -148,11 +148,11 @@ def test_nothing_is_recalled_where_units_wait() -> None:
 def test_a_new_worker_is_relieved_while_it_starts() -> None:
     """A packet that waits for a worker to come up is recalled for a slot that idles."""
     bench = Bench(1)
-    bench.scheduler.maintain(2)
+    bench.scheduler.roster.maintain(2)
     asked = bench.slots[1]
     bench.job(1, 2, unit_ns=DEPTH)
     assert [packet.slot for packet in bench.send()] == bench.slots[:1]  # there is no way to send it anything yet
-    bench.scheduler.opened(asked, None)
+    bench.scheduler.roster.opened(asked, None)
     head = bench.send()[0]
     assert head.slot is asked
     bench.finish(next(iter(bench.slots[0].packets.values())))
@@ -278,7 +278,7 @@ def test_a_retiring_slot_gets_no_packets() -> None:
     """A slot that retires is given nothing more, and its late packet is cut whoever waits."""
     bench = Bench(1)
     head = late_packet(bench)
-    bench.scheduler.maintain(0)
+    bench.scheduler.roster.maintain(0)
     bench.scheduler.late(bench.now)
     assert bench.send() == []
     assert (Action.LOOK, head.slot.ident, head.ident, True) in bench.taken()

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from pairpool import _scheduler
+from pairpool import _roster, _scheduler
 from pairpool._states import (
     PACKET_TRANSITIONS,
     SLOT_TRANSITIONS,
@@ -80,7 +80,8 @@ def test_every_move_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     def noting(table: Table) -> Table:
         return {state: Noting(state, moves) for state, moves in table.items()}
 
-    monkeypatch.setattr(_scheduler, "SLOT_TRANSITIONS", noting(SLOT_TRANSITIONS))
+    for module in (_scheduler, _roster):
+        monkeypatch.setattr(module, "SLOT_TRANSITIONS", noting(SLOT_TRANSITIONS))
     monkeypatch.setattr(_scheduler, "PACKET_TRANSITIONS", noting(PACKET_TRANSITIONS))
     for seed in range(400):
         Simulation(seed).run()

@@ -15,9 +15,8 @@ from typing import Any
 import pytest
 
 import pairpool
-from pairpool import _dispatch, _framing
+from pairpool import _dispatch, _framing, _pump
 from pairpool._waiting import Deadline
-from pairpool.engines import local
 from receiving import PATIENCE
 from tasks import Line, identity, wait_for
 
@@ -226,7 +225,7 @@ def test_one_thread_pumps_at_a_time(make_pool: MakePool, make_line: MakeLine, mo
                 assert pumping.wait(PATIENCE)
             super().__init__(timeout)
 
-    monkeypatch.setattr(local, "Deadline", Late)
+    monkeypatch.setattr(_pump, "Deadline", Late)
     assert not engine.pump(lambda: False, [], 0)
     gate.tell(b"x")
     in_time(threads[0].join)

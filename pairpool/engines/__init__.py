@@ -128,6 +128,7 @@ class Engine(Protocol):
     packet_room: int  # bytes the largest packet takes of it
     body_room: int  # bytes of a packet's buffers up to which it travels cheapest
     outbox: deque[Any]  # entries in the order in which they are to be sent
+    exchanges: bool  # has `exchange`
 
     def start(self, handlers: Handlers, plan: WorkerPlan, slots: Sequence[int]) -> None:
         """Comes up with a worker for each of `slots`; raises where that is impossible, leaving nothing."""
@@ -140,6 +141,13 @@ class Engine(Protocol):
 
     def flush(self) -> None:
         """Sends what is in the outbox."""
+
+    def exchange(self, slot: int, packet: int, entry: Any) -> Outcomes | None:
+        """Sends this packet, and looks for its outcomes for as long as it is not worth to sleep.
+
+        None where they are not there by then: they will come as an event. Where this is interrupted they may also come
+        although nobody knows of the packet.
+        """
 
     def recall(self, slot: int) -> None:
         """Takes back every packet that the slot's worker has not taken."""

@@ -82,6 +82,11 @@ class InlineEngine:
     def entry(self, slot: int, packet: int, body: Body) -> tuple[Any, int]:
         return _Packet(slot, packet, body.buffers), 0
 
+    exchanges = False
+
+    def exchange(self, slot: int, packet: int, entry: Any) -> Outcomes | None:
+        raise NotImplementedError
+
     def flush(self) -> None:
         outbox = self.outbox
         while outbox:

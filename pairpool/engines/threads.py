@@ -194,6 +194,11 @@ class ThreadEngine:
     def entry(self, slot: int, packet: int, body: Body) -> tuple[Any, int]:
         return (slot, packet, body.buffers), 0
 
+    exchanges = False
+
+    def exchange(self, slot: int, packet: int, entry: Any) -> Outcomes | None:
+        raise NotImplementedError
+
     def flush(self) -> None:
         outbox = self.outbox
         while outbox:

@@ -1,0 +1,44 @@
+"""Refuses arguments as the standard library's pool does, in its words.
+
+Callers need not have types, so none is relied on where the standard library looks.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+
+def check_construction(processes: int, initializer: object, maxtasksperchild: object) -> int:
+    """Returns the number of workers as an int."""
+    if processes < 1:
+        raise ValueError("Number of processes must be at least 1")
+    if maxtasksperchild is not None and (not isinstance(maxtasksperchild, int) or maxtasksperchild <= 0):
+        raise ValueError("maxtasksperchild must be a positive int or None")
+    if initializer is not None and not callable(initializer):
+        raise TypeError("initializer must be a callable")
+    return operator.index(processes)
+
+
+def check_chunksize(chunksize: int) -> int:
+    """Returns it as an int. The stdlib's map waits for ever with any other number, its imap raises islice's words."""
+    try:
+        return operator.index(chunksize)
+    except TypeError:
+        raise ValueError(f"chunksize must be an integer, not {chunksize!r}") from None
+
+
+def of_call(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """To be called as a task would be: raises TypeError for what is no arguments."""
+    return args, kwargs
+
+
+def error_of_call(function: Any, error: Exception) -> Exception:
+    """What `of_call` raised, in the words in which a call of `function` does: they say what is called."""
+    if not isinstance(error, TypeError):
+        return error
+    called = str(function)
+    if hasattr(function, "__qualname__"):
+        module = getattr(function, "__module__", None)
+        called = ("" if module in (None, "builtins") else f"{module}.") + f"{function.__qualname__}()"
+    return TypeError(str(error).replace(f"{__name__}.{of_call.__qualname__}()", called))
