@@ -166,7 +166,8 @@ def by_maps(pool: Any, items: Iterable[int], account: Account) -> None:
 
 
 FACES = {
-    face.__name__.removeprefix("by_"): face for face in (by_calls, by_waiting, by_futures, by_imap, by_imap_unordered, by_maps)
+    face.__name__.removeprefix("by_"): face
+    for face in (by_calls, by_waiting, by_futures, by_imap, by_imap_unordered, by_maps)
 }
 
 
