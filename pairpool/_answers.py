@@ -148,11 +148,11 @@ class Answers(Core):
                 running = min(end.unit, packet.count - 1)
                 count = running + 1 - packet.done
                 task, seconds = self._describe(packet.job, packet.first + running), (now - end.since) / 1e9
-                lost = errors.WorkerLostError.of(end.pid, end.exitcode, end.why, task, seconds)
+                lost = errors.WorkerLostError.of(end.pid, end.exitcode, end.why, task, seconds, end.stack)
             record = Record(packet.first + packet.done, count, OutcomeMode.LOST, [lost])
             self.scheduler.lose(packet, running, record, now)
         if slot.state == "starting" and end.pid is not None:
-            unready = errors.WorkerLostError.of(end.pid, end.exitcode, end.why)
+            unready = errors.WorkerLostError.of(end.pid, end.exitcode, end.why, stack=end.stack)
             self._start_failed(end.slot, unready, errors.InitializerError)
         self._known.pop(end.slot, None)
         self.scheduler.roster.down(slot, self.events)

@@ -114,7 +114,9 @@ class WorkerHandle:
         elif exitcode == -signal.SIGKILL:
             why = oom_watch.verdict()
         packet = mark.packet if mark.begun else None
-        return SlotEnd(self.slot, self.known_pid, exitcode, packet, mark.begun - 1, mark.started_ns, why)
+        # Not of one that ends in any other way, though a signal may have been caught and survived.
+        stack = self.page.dump() if exitcode is not None and exitcode < 0 else ""
+        return SlotEnd(self.slot, self.known_pid, exitcode, packet, mark.begun - 1, mark.started_ns, why, stack)
 
     def close(self) -> None:
         for end in (self.tasks, self.tasks_worker_end, self.control, self.control_worker_end):

@@ -2,8 +2,9 @@
 
 Theory of operation
 ===================
-One page of memory (a memfd, sealed at its size) is mapped by the parent and by one worker. Four words of 64
-bits are used, each with one writer, except CLAIM in the C twin:
+A little memory (a memfd, sealed at its size) is mapped by the parent and by one worker. Four words of 64 bits
+are used, each with one writer, except CLAIM in the C twin; further behind is room for the stacks that faulthandler
+writes down when the worker crashes:
 
     word   written by  what
     CLAIM  both        C twin: low half of the packet's ident (32 bits), next unit to be claimed (16), end of
@@ -59,7 +60,8 @@ from pairpool._framing_py import MARK, START, TAIL, UNIT_LIMIT
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-SIZE: Final = mmap.PAGESIZE
+DUMP: Final = mmap.PAGESIZE  # where the last words of a worker that crashes begin
+SIZE: Final = 4 * mmap.PAGESIZE
 
 _twin = _framing.twin
 
@@ -165,6 +167,17 @@ class Page:
         if not _twin.PIPED_CLAIMS:
             page._close_descriptors()  # the mapping is enough
         return page
+
+    @staticmethod
+    def dump_file(descriptors: Sequence[int]) -> _descriptors.Descriptor:
+        """Worker: where its last words go, of the `descriptors` that it attaches the page from."""
+        file = _descriptors.Descriptor.of(os.dup, descriptors[0])
+        os.lseek(file.fileno(), DUMP, os.SEEK_SET)  # nobody else reads or writes by the file's position
+        return file
+
+    def dump(self) -> str:
+        """Parent: the last words of a worker that has crashed; empty where there are none."""
+        return self._memory[DUMP:].partition(b"\0")[0].decode("ascii", "backslashreplace").strip()
 
     @property
     def descriptors(self) -> tuple[int, ...]:

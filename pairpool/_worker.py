@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import array
 import errno
+import faulthandler
 import os
 import select
 import socket
@@ -17,8 +18,8 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pairpool import _channel, _codec, _descriptors, _framing
@@ -48,6 +49,7 @@ def run(setup: WorkerSetup, slot: int, descriptors: tuple[int, ...]) -> None:
     with (
         tasks,
         control,
+        _crashes_told(descriptors[3:]),
         closing(Outbox.attach(descriptors[2])) as outbox,
         closing(Page.attach(descriptors[3:])) as page,
     ):
@@ -64,6 +66,27 @@ def run(setup: WorkerSetup, slot: int, descriptors: tuple[int, ...]) -> None:
                 raise
         worker.send(Kind.READY, slot, [])
         worker.serve()
+
+
+@contextmanager
+def _crashes_told(page: tuple[int, ...]) -> Iterator[None]:
+    """Has the stack written to the page when this process crashes, unless the user wants it elsewhere."""
+    if faulthandler.is_enabled():
+        yield
+        return
+    with closing(Page.dump_file(page)) as file:
+        _descriptors.register(file)
+        _descriptors.call_after_fork_in_child(_crash_in_silence)
+        faulthandler.enable(file.fileno())
+        try:
+            yield
+        finally:
+            faulthandler.disable()
+
+
+def _crash_in_silence() -> None:
+    """In a child of a task, whose copy of the file is closed: its number may be another's when it crashes."""
+    faulthandler.disable()
 
 
 class _PickleCodec:

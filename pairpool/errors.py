@@ -40,6 +40,7 @@ class WorkerLostError(PairpoolError):
         exitcode: as in `multiprocessing.Process.exitcode`: negative is the number of a signal.
         task: what it ran, in words: the name of the function, and which item; empty where it had begun nothing.
         seconds: how long it had run that; None where it had begun nothing.
+        stack: where it was in that when it crashed, as `faulthandler` writes it; empty where that is not known.
     """
 
     def __init__(
@@ -49,26 +50,34 @@ class WorkerLostError(PairpoolError):
         exitcode: int | None = None,
         task: str = "",
         seconds: float | None = None,
+        stack: str = "",
     ) -> None:
-        super().__init__(message, pid, exitcode, task, seconds)
+        super().__init__(message, pid, exitcode, task, seconds, stack)
         self.pid = pid
         self.exitcode = exitcode
         self.task = task
         self.seconds = seconds
+        self.stack = stack
 
     def __str__(self) -> str:
-        return str(self.args[0])
+        return f"{self.args[0]}\n\n{self.stack}" if self.stack else str(self.args[0])
 
     @classmethod
     def of(
-        cls, pid: int | None, exitcode: int | None, why: str = "", task: str = "", seconds: float | None = None
+        cls,
+        pid: int | None,
+        exitcode: int | None,
+        why: str = "",
+        task: str = "",
+        seconds: float | None = None,
+        stack: str = "",
     ) -> WorkerLostError:
         """The error of an item whose worker ended so. `why`: what is known besides."""
         words = f"worker process {pid} {end_in_words(exitcode)}"
         words += f" while running {task}" if task else " before it was ready"
         if seconds is not None:
             words += f", {seconds:.3g} s after it began"
-        return cls(words + (f" ({why})" if why else ""), pid, exitcode, task, seconds)
+        return cls(words + (f" ({why})" if why else ""), pid, exitcode, task, seconds, stack)
 
 
 def end_in_words(exitcode: int | None) -> str:

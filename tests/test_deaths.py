@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
+import faulthandler
 import os
 import pickle
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from forks import run_in_child
 from pairpool import WorkerLostError, _cgroup
 from tasks import worker_pid
+
+MakePool = Callable[..., Any]
 
 
 def die_at(deadly: int, item: int) -> int:
@@ -31,6 +37,16 @@ def die_at_three(item: int) -> int:
 def leave(status: int) -> None:
     """End the worker."""
     os._exit(status)
+
+
+def crash(_: Any = None) -> None:
+    """Read where nothing is."""
+    ctypes.string_at(0)
+
+
+def crash_in_child(_: Any = None) -> int:
+    """Have a child crash; return its exit code."""
+    return run_in_child(crash)
 
 
 def lost(action: Callable[[], object]) -> WorkerLostError:
@@ -104,3 +120,52 @@ def test_the_error_survives_pickling() -> None:
     again = pickle.loads(pickle.dumps(error))
     assert (str(again), vars(again)) == (str(error), vars(error))
     assert str(error) == "worker process 7 was killed by SIGKILL while running a call of f, 1.5 s after it began (why)"
+
+
+# -- Crashes --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_faulthandler() -> Iterator[None]:
+    """Have nobody enabled faulthandler, which the test runner does."""
+    faulthandler.disable()
+    yield
+    faulthandler.enable(2)
+
+
+@pytest.mark.usefixtures("no_faulthandler")
+def test_a_crash_says_where(make_pool: MakePool, start_method: str) -> None:
+    """The error of a worker that crashes has the stack; that of one that is killed, or that exits, has none."""
+    pool = make_pool(1, start_method=start_method)
+    with pytest.raises(WorkerLostError, match=r"killed by SIGSEGV(?s:.*)in string_at\n(?s:.*)in crash\n") as crashed:
+        pool.apply(crash)
+    assert crashed.value.stack in str(crashed.value)
+    assert pickle.loads(pickle.dumps(crashed.value)).stack == crashed.value.stack
+    for end in (partial(leave, 3), partial(die_at, 0, 0)):
+        with pytest.raises(WorkerLostError) as ended:
+            pool.apply(end)
+        assert ended.value.stack == ""
+
+
+@pytest.mark.usefixtures("no_faulthandler")
+def test_a_crash_of_a_child_is_not_the_workers(make_pool: MakePool) -> None:
+    """What a task forks tells nothing in the worker's name."""
+    pool = make_pool(1)
+    assert pool.apply(crash_in_child) == -signal.SIGSEGV
+    with pytest.raises(WorkerLostError) as ended:
+        pool.apply(die_at, (0, 0))
+    assert ended.value.stack == ""
+
+
+def test_a_crash_is_told_where_the_user_wants_it(make_pool: MakePool, tmp_path: Path) -> None:
+    """Whoever has enabled faulthandler sees it there, as with the library's pool."""
+    with open(tmp_path / "crash", "w") as file:
+        faulthandler.enable(file)
+        try:
+            pool = make_pool(1)
+            with pytest.raises(WorkerLostError) as crashed:
+                pool.apply(crash)
+        finally:
+            faulthandler.enable(2)
+    assert "in string_at" in (tmp_path / "crash").read_text()
+    assert crashed.value.stack == ""

@@ -56,6 +56,7 @@ class SlotEnd(NamedTuple):
     unit: int  # the unit of it that had begun and not ended
     since: int = 0  # when that had begun, in ns of the monotonic clock
     why: str = ""  # what is known of the reason, in words
+    stack: str = ""  # what it was doing, where that is known
 
 
 class Handlers(Protocol):
