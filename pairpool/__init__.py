@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pairpool._context import get_context as get_context
     from pairpool._future import Future as Future
     from pairpool._install import install as install, uninstall as uninstall
+    from pairpool._retry import Retry as Retry
     from pairpool.errors import (
         FramingError as FramingError,
         InitializerError as InitializerError,
@@ -42,6 +43,7 @@ _HOMES = {
     "Pool": "pool",
     "PoolTerminatedError": "errors",
     "RefusedError": "errors",
+    "Retry": "_retry",
     "ThreadPool": "pool",
     "TimeoutError": "errors",
     "UnsupportedPlatformError": "errors",

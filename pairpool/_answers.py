@@ -10,11 +10,14 @@ was interrupted.
 
 from __future__ import annotations
 
+from typing import Any
+
 from pairpool import errors
 from pairpool._core import Core
-from pairpool._jobs import Record
-from pairpool._packet import OutcomeMode
-from pairpool._states import Job, PacketEvent
+from pairpool._jobs import BatchJob, CallJob, Record
+from pairpool._packet import OutcomeMode, Status
+from pairpool._ranges import Range
+from pairpool._states import Job, Packet, PacketEvent
 from pairpool.engines import Outcomes, SlotEnd
 
 STARTS_THAT_MAY_FAIL = 3  # consecutive ones, besides one a slot, before it is believed that no worker will come up
@@ -43,7 +46,30 @@ class Answers(Core):
             known |= packet.definitions
         if packet.needs:
             self.encoder.accept(packet.needs)
-        self.scheduler.result(packet, offset + count, ran_ns, record, self._now(), events)
+        sorts = packet.retries and mode != OutcomeMode.SHARED  # in which there are no errors
+        records, again = self._sort_out(packet, record) if sorts else ((record,), ())
+        self.scheduler.result(packet, offset + count, ran_ns, records, self._now(), events, again)
+
+    def _sort_out(self, packet: Packet, record: Record) -> tuple[tuple[Record, ...], tuple[Range, ...]]:
+        """Outcomes, and the units that run again instead of having one."""
+        source = self._source(packet.job)
+        again: tuple[Range, ...] = ()
+        records: tuple[Record, ...] = ()
+        kept: list[tuple[int, int, Any]] = []
+        for unit, status, payload in record.outcomes():
+            if status != Status.AGAIN:
+                kept.append((unit, status, payload))
+            elif source is None or not source.fails(unit, packet.ident, died=False):
+                kept.append((unit, Status.ERROR, payload))
+            else:
+                again += ((unit, unit + 1),)
+                records += Record.of(kept)
+                kept = []
+        return records + Record.of(kept), again
+
+    def _source(self, job: Job) -> CallJob | BatchJob | None:
+        """Where the units of a job come from; None where it has ended."""
+        return self.calls if job is self.calls.plan else self.batches.get(job.ident)
 
     def on_refused(self, refusal: tuple[int, int, tuple[int, ...]]) -> None:
         slot, ident, places = refusal
@@ -55,7 +81,7 @@ class Answers(Core):
             self._condemn(slot)
             return
         self.encoder.refuse([packet.needs[place] for place in places])
-        source = self.calls if packet.job is self.calls.plan else self.batches.get(packet.job.ident)
+        source = self._source(packet.job)
         if source is not None:
             source.fall_back(packet.first, packet.count)
         self.scheduler.came_back(packet, PacketEvent.REFUSE, self._now(), self.events)
@@ -147,8 +173,9 @@ class Answers(Core):
             if packet.ident == end.packet and end.unit >= packet.done:
                 running = min(end.unit, packet.count - 1)
                 count = running + 1 - packet.done
-                task, seconds = self._describe(packet.job, packet.first + running), (now - end.since) / 1e9
-                lost = errors.WorkerLostError.of(end.pid, end.exitcode, end.why, task, seconds, end.stack)
+                lost = self._lost(packet, packet.first + running, end, now)
+                if lost is None:
+                    running, count = None, 0
             record = Record(packet.first + packet.done, count, OutcomeMode.LOST, [lost])
             self.scheduler.lose(packet, running, record, now)
         if slot.state == "starting" and end.pid is not None:
@@ -157,10 +184,16 @@ class Answers(Core):
         self._known.pop(end.slot, None)
         self.scheduler.roster.down(slot, self.events)
 
-    def _describe(self, job: Job, unit: int) -> str:
-        """What a unit of a job runs, for people."""
-        source = self.calls if job is self.calls.plan else self.batches.get(job.ident)
-        return "a task" if source is None else source.describe(unit)
+    def _lost(self, packet: Packet, unit: int, end: SlotEnd, now: int) -> errors.WorkerLostError | None:
+        """The error of a unit that its worker died of; None where it is to run again."""
+        source, task, whys = self._source(packet.job), "a task", [end.why]
+        if source is not None:
+            if source.fails(unit, packet.ident, died=True):
+                return None
+            task = source.describe(unit)
+            whys.append(source.tries.in_words(unit))
+        why = "; ".join(filter(None, whys))
+        return errors.WorkerLostError.of(end.pid, end.exitcode, why, task, (now - end.since) / 1e9, end.stack)
 
     def on_broken(self, error: BaseException) -> None:
         self._give_up(error)

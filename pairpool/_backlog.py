@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from pairpool._ranges import excluding
+from pairpool._ranges import excluding, sum_of
 from pairpool._states import Action, Job
 
 
@@ -47,7 +47,7 @@ class Backlog:
         stop = min(stop, job.ready)
         ahead = max(0, stop - job.next) if start <= job.next else 0
         returned = excluding(job.returned, start, stop)
-        came_back = sum(b - a for a, b in job.returned) - sum(b - a for a, b in returned)
+        came_back = sum_of(job.returned) - sum_of(returned)
         settled = job.settled + ahead + came_back
         following = job.next + ahead
         waits = following < job.ready or returned

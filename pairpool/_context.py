@@ -21,9 +21,10 @@ class Context:
         initializer: Callable[..., object] | None = None,
         initargs: Iterable[Any] = (),
         maxtasksperchild: int | None = None,
+        **options: Any,
     ) -> Pool:
-        """A pool whose workers are started by this context's method."""
-        return Pool(processes, initializer, initargs, maxtasksperchild, self._context)
+        """A pool whose workers are started by this context's method; `options` as `Pool` takes them by name."""
+        return Pool(processes, initializer, initargs, maxtasksperchild, self._context, **options)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)

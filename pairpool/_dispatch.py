@@ -46,8 +46,9 @@ from pairpool import errors
 from pairpool._codec import Definition, DefinitionKind, Payload
 from pairpool._exchange import Exchange
 from pairpool._feeder import Feeder
-from pairpool._jobs import BatchJob, Call, Record
+from pairpool._jobs import BatchJob, Call, Encoder, Record
 from pairpool._packet import OutcomeMode, Status
+from pairpool._retry import Retry, RetryPlan
 from pairpool._size import default_size
 from pairpool._waiting import Deadline, Settable, Signal, wake_all
 from pairpool.engines import Engine, WorkerPlan, load_engine
@@ -59,10 +60,13 @@ __all__ = [
     "Deadline",
     "DefinitionKind",
     "Dispatcher",
+    "Encoder",
     "Engine",
     "Feeder",
     "OutcomeMode",
     "Record",
+    "Retry",
+    "RetryPlan",
     "Settable",
     "Status",
     "WorkerPlan",

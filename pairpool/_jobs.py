@@ -11,17 +11,16 @@ when a packet is built, or from a feeder, which runs the caller's iterable and r
 from __future__ import annotations
 
 import itertools
-import struct
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from pairpool import _states, errors
+from pairpool._body import Body, pack_body, table, takes
 from pairpool._codec import Definition, DefinitionKind, Payload
-from pairpool._packet import DEFINITION_HEAD, TASKS_HEAD, Flag, Mode, OutcomeMode, Status
+from pairpool._packet import TASKS_HEAD, Flag, Mode, OutcomeMode, Status
+from pairpool._retry import RetryPlan, Tries
 from pairpool._runner import read_committed
-
-DESCRIPTOR_ROOM = 128  # bytes of a packet's room for each descriptor: the kernel lets one message carry 253
 
 _idents = itertools.count(1)
 _NONE_RIDE: frozenset[int] = frozenset()
@@ -45,21 +44,19 @@ class Record(NamedTuple):
             statuses, payloads = self.buffers[0], list(self.buffers[1:])
         return [(self.first + i, statuses[i], payloads[i]) for i in range(self.units)]
 
+    @staticmethod
+    def of(outcomes: Sequence[tuple[int, int, Any]]) -> tuple[Record, ...]:
+        """One of these outcomes of consecutive units; none where there is none."""
+        if not outcomes:
+            return ()
+        statuses = bytes([status for _, status, _ in outcomes])
+        payloads = [payload for _, _, payload in outcomes]
+        return (Record(outcomes[0][0], len(outcomes), OutcomeMode.SEPARATE, [statuses, *payloads]),)
+
     def after(self, first: int) -> Record:
-        """The same without the units before `first`."""
-        kept = self.outcomes()[first - self.first :]
-        statuses = bytes(status for _, status, _ in kept)
-        return Record(first, len(kept), OutcomeMode.SEPARATE, [statuses, *(payload for _, _, payload in kept)])
-
-
-class Body(NamedTuple):
-    """What goes into a packet."""
-
-    units: int
-    buffers: list[Any]
-    descriptors: tuple[int, ...]
-    definitions: frozenset[int]  # that ride on it
-    needs: tuple[Any, ...]
+        """The same without the units before `first`, which are not all."""
+        (record,) = Record.of(self.outcomes()[first - self.first :])
+        return record
 
 
 class Encoder(Protocol):
@@ -116,6 +113,12 @@ class Call(NamedTuple):
     definition: Definition | None
     payload: Payload | BaseException  # an error: the arguments could not be pickled
     sink: Sink
+    retry: RetryPlan | None = None
+
+    @property
+    def filter(self) -> Definition | None:
+        """Of the errors after which it is run again."""
+        return None if self.retry is None else self.retry.filter
 
 
 class CallJob:
@@ -128,44 +131,54 @@ class CallJob:
         self.incoming: list[Call] = []  # made, not yet numbered; any thread appends
         self.calls: dict[int, Call] = {}  # by unit, until settled
         self.records: deque[Record] = deque()  # outcomes not yet handed to their sinks
+        self.tries = Tries()
 
     def build(self, first: int, limit: int, known: set[int], room: int) -> Body:
         definitions: dict[int, Definition] = {}
         names: list[int] = []
+        filters: list[int] = []
         payloads: list[Payload | None] = []
         for unit in range(first, first + limit):
             call = self.calls[unit]
             payload = call.payload
             if isinstance(payload, BaseException) or not call.sink.begin():
                 names.append(0)
+                filters.append(0)
                 payloads.append(None)
                 continue
-            room -= _takes(payload)
-            definition = call.definition
-            if definition is None:
-                names.append(0)
-            else:
-                names.append(definition.ident)
-                if definition.ident not in known and definition.ident not in definitions:
-                    definitions[definition.ident] = definition
-                    room -= _takes(definition.payload)
+            room -= takes(payload)
+            fresh = {}
+            for definition in (call.definition, call.filter):
+                if definition is not None and definition.ident not in known and definition.ident not in definitions:
+                    fresh[definition.ident] = definition
+                    room -= takes(definition.payload)
             if room < 0 and payloads:
-                del names[-1]
-                if definition is not None and definition.ident not in names:
-                    definitions.pop(definition.ident, None)
                 break
+            definitions |= fresh
+            names.append(_ident_of(call.definition))
+            filters.append(_ident_of(call.filter))
             payloads.append(payload)
-        table = struct.pack(f"<{len(names)}Q", *names)
-        return pack_body(self._encoder, Mode.CALLS, Flag.VISIBLE, 0, 0, first, definitions.values(), [table], payloads)
+        return pack_body(
+            self._encoder,
+            Mode.CALLS,
+            Flag.VISIBLE,
+            0,
+            0,
+            first,
+            definitions.values(),
+            [table(names)],
+            payloads,
+            filters=filters,
+        )
 
     def lone_body(self, call: Call, known: set[int], room: int) -> Body | None:
         """What a packet has that carries the call next to be numbered; None where more goes with it than arguments."""
         definition, payload = call.definition, call.payload
         if isinstance(payload, BaseException) or payload.needs or payload.descriptors or len(payload.data) > room:
             return None
-        if definition is not None and definition.ident not in known:
+        if (definition is not None and definition.ident not in known) or call.retry is not None:
             return None
-        name = 0 if definition is None else definition.ident
+        name = _ident_of(definition)
         head = TASKS_HEAD.pack(Mode.CALLS, Flag.VISIBLE, 0, 1, 0, 0, self.plan.ready)
         return Body(1, [head, name.to_bytes(8, "little"), payload.data], (), _NONE_RIDE, ())
 
@@ -184,6 +197,7 @@ class CallJob:
                 if isinstance(call.payload, Payload) and call.payload.descriptors:
                     call.payload.close()
                 calls.pop(unit, None)
+                self.tries.forget(unit)
             del records[0]
 
     def fall_back(self, first: int, count: int) -> None:
@@ -198,6 +212,11 @@ class CallJob:
             if call.definition is not None and not fall_back_definition(call.definition):
                 payload = refusal(call.definition.payload.needs)
             self.calls[unit] = call._replace(payload=payload)
+
+    def fails(self, unit: int, packet: int, *, died: bool) -> bool:
+        """A unit failed, or killed its worker, with this packet; returns whether it is to run again."""
+        call = self.calls.get(unit)
+        return call is not None and self.tries.fail(call.retry, unit, packet, died=died)
 
     def describe(self, unit: int) -> str:
         """What a unit runs, for people."""
@@ -234,6 +253,7 @@ class BatchJob:
         chunk: int,
         star: bool,
         visible: bool,
+        retry: RetryPlan | None = None,
     ) -> None:
         """`items`: a list, tuple or range of plain values, or None where a feeder brings payloads.
 
@@ -245,11 +265,18 @@ class BatchJob:
         self.sink = sink
         self.chunk = chunk
         self.unit = unit
+        self.retry = retry
+        self.tries = Tries()
         self.items = items
         self.records: deque[Record] = deque()  # outcomes not yet handed to the sink
         self.prepared: dict[int, Payload] = {}  # by unit, until settled; filled by the feeder
         self.failures: dict[int, BaseException] = {}  # units that cannot be sent, and why
         self._encoder = encoder
+        self._definitions = [definition]
+        self._filters: list[int] = []
+        if retry is not None and retry.filter is not None:
+            self._definitions.append(retry.filter)
+            self._filters.append(retry.filter.ident)
         self._flags = (Flag.STAR if star else 0) | (Flag.VISIBLE if visible else 0)
         self._unit_bytes = 0  # of the latest packet
         self.length = -(-len(items) // unit) if items is not None else 0
@@ -260,9 +287,9 @@ class BatchJob:
             limit = next((n for n in range(1, limit) if (first + n in self.failures) is not fails), limit)
             if fails:  # it goes without the function, which may be what cannot be sent
                 return self._build_prepared(first, limit, (), room)
-        definitions = () if self.definition.ident in known else (self.definition,)
-        if definitions:
-            room -= _takes(self.definition.payload)
+        definitions = tuple([each for each in self._definitions if each.ident not in known])
+        for definition in definitions:
+            room -= takes(definition.payload)
         if self.items is None:
             return self._build_prepared(first, limit, definitions, room)
         if self._unit_bytes:
@@ -287,7 +314,17 @@ class BatchJob:
                     break
                 payloads.append(Payload(data))
         return pack_body(
-            self._encoder, mode, self._flags, self.chunk, self.definition.ident, first, definitions, [], payloads, limit
+            self._encoder,
+            mode,
+            self._flags,
+            self.chunk,
+            self.definition.ident,
+            first,
+            definitions,
+            [],
+            payloads,
+            limit,
+            self._filters,
         )
 
     def _build_prepared(self, first: int, limit: int, definitions: Sequence[Definition], room: int) -> Body:
@@ -295,13 +332,23 @@ class BatchJob:
         for unit in range(first, first + limit):
             payload = self.prepared.get(unit)
             if payload is not None:
-                room -= _takes(payload)
+                room -= takes(payload)
                 if room < 0 and payloads:
                     break
             payloads.append(payload)
         mode = Mode.SEPARATE if self.unit == 1 else Mode.CHUNKS
         return pack_body(
-            self._encoder, mode, self._flags, self.chunk, self.definition.ident, first, definitions, [], payloads
+            self._encoder,
+            mode,
+            self._flags,
+            self.chunk,
+            self.definition.ident,
+            first,
+            definitions,
+            [],
+            payloads,
+            None,
+            self._filters,
         )
 
     def digest(self) -> list[int]:
@@ -333,6 +380,10 @@ class BatchJob:
                 else:
                     self.prepared[unit] = payload.fallback
 
+    def fails(self, unit: int, packet: int, *, died: bool) -> bool:
+        """A unit failed, or killed its worker, with this packet; returns whether it is to run again."""
+        return self.tries.fail(self.retry, unit, packet, died=died)
+
     def describe(self, unit: int) -> str:
         """What a unit runs, for people."""
         name, size = self.definition.name, self.unit
@@ -354,10 +405,8 @@ class BatchJob:
         self.prepared.clear()
 
 
-def _takes(payload: Payload) -> int:
-    """What a payload takes of a packet's room."""
-    size = len(payload.data) + 24 if isinstance(payload.data, bytes) else 0
-    return size + DESCRIPTOR_ROOM * len(payload.descriptors)
+def _ident_of(definition: Definition | None) -> int:
+    return 0 if definition is None else definition.ident
 
 
 def fall_back_definition(definition: Definition) -> bool:
@@ -379,45 +428,3 @@ def refusal(needs: tuple[Any, ...]) -> errors.RefusedError:
         f"the worker has something else than the caller as {names}, and it cannot be sent by value: "
         "make the pool after everything that its tasks use is defined"
     )
-
-
-def pack_body(
-    encoder: Encoder,
-    mode: Mode,
-    flags: int,
-    chunk: int,
-    definition: int,
-    first: int,
-    definitions: Any,
-    table: list[Any],
-    payloads: Sequence[Payload | None],
-    count: int | None = None,
-) -> Body:
-    """The buffers of a packet; see _packet.py for their order."""
-    definitions = list(definitions)
-    count = len(payloads) if count is None else count
-    needs: tuple[Any, ...] = ()
-    descriptors: tuple[int, ...] = ()
-    for carried in definitions:
-        needs += carried.payload.needs
-        descriptors += carried.payload.descriptors
-    for payload in payloads:
-        if payload is not None and (payload.needs or payload.descriptors):
-            needs += payload.needs
-            descriptors += payload.descriptors
-    buffers: list[Any] = [b""]
-    if descriptors:
-        flags |= Flag.DESCRIPTORS
-        shares = [len(carried.payload.descriptors) for carried in definitions]
-        shares += [len(payload.descriptors) if payload is not None else 0 for payload in payloads]
-        buffers.append(struct.pack(f"<{len(shares)}H", *shares))
-    if needs:
-        flags |= Flag.NEEDS
-        buffers.append(encoder.dumps_needs(needs))
-    for carried in definitions:
-        buffers.append(DEFINITION_HEAD.pack(carried.ident, carried.kind))
-        buffers.append(carried.payload.data)
-    buffers += table
-    buffers += [encoder.nothing if payload is None else payload.data for payload in payloads]
-    buffers[0] = TASKS_HEAD.pack(mode, flags, len(definitions), count, chunk, definition, first)
-    return Body(count, buffers, descriptors, frozenset(carried.ident for carried in definitions), needs)

@@ -9,6 +9,7 @@ A packet (Kind.TASKS, ident = number of the packet)
     [..] where Flag.DESCRIPTORS: u16 per definition and per unit, how many of the descriptors are its own
     [..] where Flag.NEEDS: names in ``__main__`` and their digests (see _codec.py)
     [..] per definition that the worker may not have: DEFINITION_HEAD, payload
+    [..] where Flag.RETRIES: u64 (Mode.CALLS: one per unit), the definition that tells which errors are AGAIN; 0: none
     [..] where Mode.CALLS: u64 per unit, its definition (0: the function is in the unit's own payload)
     [..] Mode.SHARED: one payload, a list of all items; otherwise one payload a unit (NOTHING: not to be run)
 
@@ -54,6 +55,7 @@ class Flag:
     STAR: Final = 1  # items are argument tuples
     NEEDS: Final = 2
     DESCRIPTORS: Final = 4
+    RETRIES: Final = 16  # some errors are worth another try
     VISIBLE: Final = 8  # each outcome is awaited on its own: commit it as soon as it is there
 
 
@@ -68,6 +70,7 @@ class Status(IntEnum):
     OK = 0
     ERROR = 1
     SKIPPED = 2  # not run: an error before it in its chunk, or NOTHING to run
+    AGAIN = 3  # an error after which it may be run again
 
 
 TASKS_HEAD = struct.Struct("<BBHIIQQ")

@@ -7,8 +7,14 @@ from bisect import bisect_left
 Range = tuple[int, int]  # first, and one past the last
 
 
-def including(ranges: tuple[Range, ...], start: int, stop: int) -> tuple[Range, ...]:
-    """The ranges, which are in order, and start..stop; neighbours become one, so that there are never many."""
+def including(ranges: tuple[Range, ...], more: tuple[Range, ...]) -> tuple[Range, ...]:
+    """The ranges, which are in order, and more; neighbours become one, so that there are never many."""
+    for start, stop in more:
+        ranges = _with(ranges, start, stop)
+    return ranges
+
+
+def _with(ranges: tuple[Range, ...], start: int, stop: int) -> tuple[Range, ...]:
     at = bisect_left(ranges, (start,))
     before, after = ranges[:at], ranges[at:]
     if before and before[-1][1] == start:
@@ -29,3 +35,8 @@ def excluding(ranges: tuple[Range, ...], start: int, stop: int) -> tuple[Range, 
         if max(low, stop) < high:
             kept.append((max(low, stop), high))
     return tuple(kept)
+
+
+def sum_of(ranges: tuple[Range, ...]) -> int:
+    """How many numbers there are in them."""
+    return sum([stop - start for start, stop in ranges]) if ranges else 0

@@ -109,7 +109,12 @@ class Runner:
             name, kind = DEFINITION_HEAD.unpack(buffers[at])
             self._definitions[name] = (kind, buffers[at + 1], shares[number] if shares else ())
             at += 2
+        filters = b""
+        if flags & Flag.RETRIES:
+            filters = buffers[at]
+            at += 1
         packet = _Packet(self, mode, flags, count, chunk, definition, first, buffers[at:])
+        packet.filters = filters
         if shares:
             packet.shares = shares[n_definitions:]
         started = time.monotonic_ns()
@@ -215,7 +220,7 @@ class _Packet:
     """The units of one packet."""
 
     __slots__ = ("_chunk", "_definition", "_first", "_flags", "_items", "_mode", "_payloads", "_runner", "_skip_to",
-                 "count", "shares")  # fmt: skip
+                 "count", "filters", "shares")  # fmt: skip
 
     def __init__(
         self, runner: Runner, mode: int, flags: int, count: int, chunk: int, definition: int, first: int, rest: Any
@@ -230,6 +235,7 @@ class _Packet:
         self._items: Any = None  # of Mode.SHARED, once loaded
         self._skip_to = 0
         self.count = count
+        self.filters: bytes = b""
         self.shares: list[tuple[int, ...]] | None = None
 
     def run_all(self, claim: Callable[[], int], values: list[Any], failures: dict[int, tuple[int, Any]]) -> None:
@@ -247,9 +253,8 @@ class _Packet:
                     unit = claim()
                 return
             except BaseException as error:
-                failures[unit] = (Status.ERROR, codec.encode_error(error))
+                failures[unit] = self._failure(unit, error)
                 values.append(None)
-                self._skip_rest_of_chunk(unit)
         while (unit := claim()) >= 0:
             try:
                 if unit < self._skip_to or self._is_nothing(unit):
@@ -258,9 +263,8 @@ class _Packet:
                     continue
                 values.append(self.value(unit))
             except BaseException as error:
-                failures[unit] = (Status.ERROR, codec.encode_error(error))
+                failures[unit] = self._failure(unit, error)
                 values.append(None)
-                self._skip_rest_of_chunk(unit)
 
     def outcome(self, unit: int) -> tuple[int, Any]:
         """Runs one unit and encodes how it ended."""
@@ -269,8 +273,24 @@ class _Packet:
         try:
             return Status.OK, self._runner._codec.encode_value(self.value(unit))
         except BaseException as error:
-            self._skip_rest_of_chunk(unit)
-            return Status.ERROR, self._runner._codec.encode_error(error)
+            return self._failure(unit, error)
+
+    def _failure(self, unit: int, error: BaseException) -> tuple[int, Any]:
+        payload = self._runner._codec.encode_error(error)
+        if self.filters and self._is_worth_a_try(unit, error):
+            return Status.AGAIN, payload
+        # As in the stdlib's Pool the first error of a chunk is the end of it.
+        if self._chunk > 1:
+            position = self._first + unit
+            self._skip_to = position - position % self._chunk + self._chunk - self._first
+        return Status.ERROR, payload
+
+    def _is_worth_a_try(self, unit: int, error: BaseException) -> bool:
+        (ident,) = struct.unpack_from("<Q", self.filters, 8 * unit if self._mode == Mode.CALLS else 0)
+        try:
+            return bool(ident) and self._runner.function(ident)(error)
+        except BaseException:
+            return False  # the filter cannot be loaded here, or cannot tell
 
     def value(self, unit: int) -> Any:
         mode, runner = self._mode, self._runner
@@ -306,12 +326,6 @@ class _Packet:
             return False
         offset = 1 if self._mode == Mode.CALLS else 0
         return self._runner._codec.is_nothing(self._payloads[unit + offset])
-
-    def _skip_rest_of_chunk(self, unit: int) -> None:
-        """As in the stdlib's Pool the first error of a chunk is the end of it."""
-        if self._chunk > 1:
-            position = self._first + unit
-            self._skip_to = position - position % self._chunk + self._chunk - self._first
 
 
 def _close(descriptors: Sequence[int]) -> None:

@@ -40,7 +40,7 @@ from typing import Any
 from pairpool import _pacing
 from pairpool._backlog import Backlog
 from pairpool._pacing import LATE, MAX_UNITS, PATIENCE_LIMIT, STUCK, TARGET
-from pairpool._ranges import Range, including
+from pairpool._ranges import Range, including, sum_of
 from pairpool._roster import Events, Roster
 from pairpool._states import (
     PACKET_TRANSITIONS,
@@ -117,7 +117,7 @@ class Scheduler:
         ident = self.next_packet
         count = cargo.units
         load = _pacing.load(job, count)
-        packet = Packet(ident, job, slot, first, count, size, load, cargo.definitions, cargo.needs)
+        packet = Packet(ident, job, slot, first, count, size, load, cargo.definitions, cargo.needs, cargo.retries)
         state = SLOT_TRANSITIONS[slot.state][SlotEvent.ASSIGN]
         if state is SlotState.BUSY:
             for head in slot.packets.values():
@@ -159,7 +159,7 @@ class Scheduler:
     ) -> None:
         """Records a packet that an idle slot was sent already, and its one unit, which is put in `units`."""
         load, number = _pacing.load(job, 1), job.ready
-        packet = Packet(ident, job, slot, number, 1, size, load, cargo.definitions, cargo.needs)
+        packet = Packet(ident, job, slot, number, 1, size, load, cargo.definitions, cargo.needs, cargo.retries)
         state = SLOT_TRANSITIONS[slot.state][SlotEvent.ASSIGN]
         self._watch(packet, now, alone=True)
         # commit
@@ -189,8 +189,17 @@ class Scheduler:
 
     # -- what slots answer -----------------------------------------------------------------------------------
 
-    def result(self, packet: Packet, done: int, ran_ns: int, record: Any, now: int, events: Events | None) -> None:
-        """Units of `packet` before `done` have outcomes now; `record` holds the new ones.
+    def result(
+        self,
+        packet: Packet,
+        done: int,
+        ran_ns: int,
+        records: tuple[Any, ...],
+        now: int,
+        events: Events | None,
+        again: tuple[Range, ...] = (),
+    ) -> None:
+        """Units of `packet` before `done` have outcomes now; `records` hold the new ones, but for those to run `again`.
 
         `ran_ns` is how long the new ones ran, 0 where that is not known.
         """
@@ -200,21 +209,35 @@ class Scheduler:
         if ran_ns:
             newest = max(1, ran_ns // fresh)
             unit_ns = (unit_ns + newest + 1) // 2 if unit_ns else newest
-        delivery: tuple[tuple[Any, ...], ...] = ((Action.DELIVER, job.ident, record),)
+        delivery = tuple([(Action.DELIVER, job.ident, record) for record in records])
         if done >= packet.count:
             grown = job.grown
             if ran_ns < TARGET:
                 grown = max(grown, min(_pacing.GROWTH * packet.count, MAX_UNITS))
             self._settle(
-                packet, PacketEvent.FINISH, delivery, None, now, events, settled=fresh, unit_ns=unit_ns, grown=grown
+                packet,
+                PacketEvent.FINISH,
+                delivery,
+                None,
+                now,
+                events,
+                settled=fresh,
+                unit_ns=unit_ns,
+                grown=grown,
+                again=again,
             )
             return
+        returned, settled = including(job.returned, again), job.settled + fresh - sum_of(again)
+        waits = returned and job.ident in self.jobs
         state = PACKET_TRANSITIONS[packet.state][PacketEvent.RESULT]
         # commit
         packet.state = state
         packet.done = done
-        job.settled += fresh
+        job.settled = settled
         job.unit_ns = unit_ns
+        job.returned = returned
+        if waits:
+            self.waiting[job.ident] = job
         self.actions += delivery
         if events is not None:
             del events[0]
@@ -231,14 +254,18 @@ class Scheduler:
         settled: int = 0,
         unit_ns: int | None = None,
         grown: int | None = None,
+        again: tuple[Range, ...] = (),
     ) -> None:
-        """A packet leaves its slot: `settled` more units have outcomes (in `delivery`), those of `back` wait again."""
+        """A packet leaves its slot: `settled` more units have outcomes (in `delivery`), or are to run `again`.
+
+        Those of `back` had not begun, and wait as before.
+        """
         job, slot = packet.job, packet.slot
         packet_state = PACKET_TRANSITIONS[packet.state][why]
         known = job.ident in self.jobs
-        waits = back is not None and known
-        returned = job.returned if back is None else including(job.returned, *back)
-        settled += job.settled
+        waits = known and (back is not None or again)
+        returned = including(job.returned, again if back is None else (*again, back))
+        settled += job.settled - sum_of(again)
         if unit_ns is None:
             unit_ns = job.unit_ns
         if grown is None:
@@ -302,7 +329,7 @@ class Scheduler:
         state = PACKET_TRANSITIONS[packet.state][PacketEvent.CUT]
         kept = min(kept, packet.count)
         known = job.ident in self.jobs and kept < packet.count
-        returned = including(job.returned, *back) if known else ()
+        returned = including(job.returned, (back,)) if known else ()
         budget = slot.budget
         if budget is not None:
             budget += packet.count - kept

@@ -152,6 +152,10 @@ class Cargo(Protocol):
     def needs(self) -> tuple[Any, ...]:
         """What the worker is to check before it begins."""
 
+    @property
+    def retries(self) -> bool:
+        """Whether its outcomes may say that a unit is to run again."""
+
 
 @dataclass(slots=True, eq=False)
 class Packet:
@@ -166,6 +170,7 @@ class Packet:
     load: int  # ns it was estimated to run
     definitions: frozenset[int]
     needs: tuple[Any, ...]
+    retries: bool  # its outcomes may say that a unit is to run again
     since: int = 0  # when it became the slot's head, in ns
     look_at: int = 0  # when it is late; 0 = not the slot's head, or nothing to gain from a look
     patience: int = 0  # ns until the next look

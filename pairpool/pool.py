@@ -5,18 +5,16 @@ Every method says where it differs; README.md has the table.
 
 from __future__ import annotations
 
-import concurrent.futures
 import multiprocessing.context
 import multiprocessing.pool as stdlib
 import operator
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from multiprocessing import util
 from typing import Any, Self, TypeVar
 
 from pairpool import _arguments, _dispatch
-from pairpool._future import Future
-from pairpool.results import AsyncResult, IMapIterator, IMapUnorderedIterator, MapResult
+from pairpool._tasks import PoolWithOptions, Tasks, plan_of
 
 T = TypeVar("T")
 
@@ -26,7 +24,9 @@ RUN, CLOSE, TERMINATE, INIT = stdlib.RUN, stdlib.CLOSE, stdlib.TERMINATE, stdlib
 _StdlibPool = stdlib.Pool  # also when install() has put ours in its place
 
 
-class Pool(stdlib.Pool):
+# The stubs say IMapIterator for `imap` also in chunks, where the stdlib returns a generator as we do, and let chunksize
+# be None, which the stdlib does not take.
+class Pool(Tasks, stdlib.Pool):  # type: ignore[misc]
     """A pool of worker processes: `multiprocessing.pool.Pool`, each worker on a private channel.
 
     Args:
@@ -36,6 +36,7 @@ class Pool(stdlib.Pool):
         initargs: its arguments; with the start method fork they are inherited, never pickled.
         maxtasksperchild: chunks after which a worker is replaced; None: never.
         context: a context or name of a start method; None: this interpreter's default.
+        retry: when items are run again; None: never. See `options`.
 
     Raises:
         ValueError, TypeError: for arguments that the standard library's pool refuses, in its words.
@@ -49,6 +50,8 @@ class Pool(stdlib.Pool):
         initargs: Iterable[Any] = (),
         maxtasksperchild: int | None = None,
         context: Any = None,
+        *,
+        retry: _dispatch.Retry | None = None,
     ) -> None:
         if not _is_ours(self):
             _StdlibPool.__init__(self, processes, initializer, initargs, maxtasksperchild, context)
@@ -59,7 +62,9 @@ class Pool(stdlib.Pool):
         processes = _arguments.check_construction(processes, initializer, maxtasksperchild)
         self._budget = maxtasksperchild
         plan = _dispatch.WorkerPlan(initializer, tuple(initargs) if initializer is not None else ())
-        self._dispatcher = _dispatch.Dispatcher(self._make_engine(context), plan, processes, maxtasksperchild)
+        engine = self._make_engine(context)
+        self._retry = plan_of(retry, engine.encoder)
+        self._dispatcher = _dispatch.Dispatcher(engine, plan, processes, maxtasksperchild)
         self._status = RUN
         # As in the stdlib: before the queues and connections of the user's (exitpriority 10) go.
         self._finalizer = util.Finalize(self, _end_forgotten, args=(self._dispatcher,), exitpriority=15)
@@ -70,224 +75,21 @@ class Pool(stdlib.Pool):
         self._ctx = context or multiprocessing.get_context()
         return _dispatch.load_engine("local", self._ctx)
 
-    # -- tasks -----------------------------------------------------------------------------------------------
+    @property
+    def _owner(self) -> object:
+        return self
 
-    def apply(
-        self,
-        func: Callable[..., T],
-        args: Iterable[Any] = (),
-        kwds: Mapping[str, Any] = {},
-    ) -> T:
-        """Calls ``func(*args, **kwds)`` in a worker and returns what it returns."""
-        result: T = self._apply(func, args, kwds, None, None, waits=True).get()
-        return result
+    def options(self, *, retry: _dispatch.Retry | None) -> Tasks:
+        """This pool for tasks with other options: ``pool.options(retry=Retry(2)).map(f, items)``.
 
-    def apply_async(
-        self,
-        func: Callable[..., Any],
-        args: Iterable[Any] = (),
-        kwds: Mapping[str, Any] = {},
-        callback: Callable[[Any], object] | None = None,
-        error_callback: Callable[[BaseException], object] | None = None,
-    ) -> AsyncResult:
-        """Like `apply`, but returns at once.
+        An item is run again, in any worker, after the death of its worker or an exception that `retry` names; it starts
+        anew from what was pickled for it. Where chunks are one thing (an explicit `chunksize`, a callable that carries
+        state, as a partial does, `maxtasksperchild`) it is the chunk that is run again.
 
-        Arguments are pickled here and now, so a later change to them is not seen by the task; an error in that comes
-        out of the result's `get()`. Callbacks run in one thread, in the order of results, before `get()` returns.
+        Args:
+            retry: None for a pool whose items are not to run again here, whatever the pool was made with.
         """
-        return self._apply(func, args, kwds, callback, error_callback, waits=False)
-
-    def _apply(
-        self,
-        func: Callable[..., Any],
-        args: Iterable[Any],
-        kwds: Mapping[str, Any],
-        callback: Any,
-        error_callback: Any,
-        *,
-        waits: bool,
-    ) -> AsyncResult:
-        """`waits`: the caller waits for the result at once."""
-        self._check_running()
-        result = AsyncResult(self._dispatcher, self, callback, error_callback)
-        try:
-            call = _arguments.of_call(*args, **kwds)
-        except Exception as error:
-            self._dispatcher.call(_dispatch.Call(None, _arguments.error_of_call(func, error), result))
-        else:
-            self._call(func, *call, result, waits=waits)
-        return result
-
-    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[T]:
-        """Calls ``fn(*args, **kwargs)`` in a worker; a `concurrent.futures.Future` has the result."""
-        self._check_running()
-        future: Future[T] = Future(self._dispatcher, self)
-        self._call(fn, args, kwargs, future, waits=False)
-        return future
-
-    def _call(
-        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], sink: Any, *, waits: bool
-    ) -> None:
-        dispatcher = self._dispatcher
-        try:
-            definition, payload = dispatcher.encoder.call(function, args, kwargs)
-        except Exception as error:
-            dispatcher.call(_dispatch.Call(None, error, sink))
-            return
-        call = _dispatch.Call(definition, payload, sink)
-        if waits:
-            dispatcher.call_and_wait(call)
-        else:
-            dispatcher.call(call)
-
-    def map(self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int | None = None) -> list[T]:
-        """``[func(item) for item in iterable]``, in the workers.
-
-        An explicit `chunksize` makes chunks that run in one worker, in order, over at the first error. Without one
-        items travel as it suits them, and errors are those that the default chunks would give.
-        """
-        return self._map_here(func, iterable, chunksize, star=False)
-
-    def starmap(
-        self, func: Callable[..., T], iterable: Iterable[Iterable[Any]], chunksize: int | None = None
-    ) -> list[T]:
-        """``[func(*item) for item in iterable]``, in the workers."""
-        return self._map_here(func, iterable, chunksize, star=True)
-
-    def map_async(
-        self,
-        func: Callable[[Any], Any],
-        iterable: Iterable[Any],
-        chunksize: int | None = None,
-        callback: Callable[[Any], object] | None = None,
-        error_callback: Callable[[BaseException], object] | None = None,
-    ) -> MapResult:
-        """Like `map`, but returns at once."""
-        return self._map_async(func, iterable, chunksize, callback, error_callback, star=False, here=False)
-
-    def starmap_async(
-        self,
-        func: Callable[..., Any],
-        iterable: Iterable[Iterable[Any]],
-        chunksize: int | None = None,
-        callback: Callable[[Any], object] | None = None,
-        error_callback: Callable[[BaseException], object] | None = None,
-    ) -> MapResult:
-        """Like `starmap`, but returns at once."""
-        return self._map_async(func, iterable, chunksize, callback, error_callback, star=True, here=False)
-
-    def _map_here(
-        self, func: Callable[..., T], iterable: Iterable[Any], chunksize: int | None, *, star: bool
-    ) -> list[T]:
-        result = self._map_async(func, iterable, chunksize, None, None, star=star, here=True)
-        try:
-            values: list[T] = result.get()
-            return values
-        except BaseException:
-            if not result.ready() and result.job is not None:
-                # Interrupted: nobody will ever see the results, so what has not begun does not begin.
-                self._dispatcher.post(self._dispatcher.on_cancel, result.job)
-            raise
-
-    def _map_async(
-        self,
-        func: Callable[..., Any],
-        iterable: Iterable[Any],
-        chunksize: int | None,
-        callback: Any,
-        error_callback: Any,
-        *,
-        star: bool,
-        here: bool,
-    ) -> MapResult:
-        """`here`: the caller waits, and feeds the job himself meanwhile."""
-        self._check_running()
-        dispatcher = self._dispatcher
-        items: Any = iterable if hasattr(iterable, "__len__") else list(iterable)
-        length = len(items)
-        explicit = chunksize is not None
-        chunksize = -(-length // (4 * dispatcher.size)) if chunksize is None else _arguments.check_chunksize(chunksize)
-        result = MapResult(dispatcher, self, callback, error_callback)
-        if length == 0 or chunksize <= 0:
-            result.finish_empty([None] * length)
-            return result
-        try:
-            definition = dispatcher.encoder.definition(func)
-        except Exception as error:
-            result.fail(error)
-            return result
-        # A chunk of the caller's is atomic; so is one that a worker's lifetime is counted in, and one in which the
-        # state that a callable carries may be seen to last.
-        atomic = explicit or self._budget is not None or definition.kind == _dispatch.DefinitionKind.STATEFUL
-        job = _dispatch.BatchJob(
-            dispatcher.encoder,
-            definition,
-            result,
-            items=dispatcher.plain_items(items),
-            unit=chunksize if atomic else 1,
-            chunk=1 if atomic else chunksize,
-            star=star,
-            visible=False,
-        )
-        result.job = job
-        self._start(job, items, None, result, here=here)
-        return result
-
-    def _start(
-        self,
-        job: _dispatch.BatchJob,
-        items: Iterable[Any],
-        refusal: BaseException | None,
-        result: MapResult | None,
-        *,
-        here: bool,
-    ) -> None:
-        if job.items is not None:
-            self._dispatcher.add_batch(job, None)
-            return
-        feeder = _dispatch.Feeder(self._dispatcher, job, items, refusal)
-        if result is not None:
-            result.feeder = feeder
-        if not here:
-            feeder.start_thread()
-        self._dispatcher.add_batch(job, feeder)
-
-    # The stubs say IMapIterator also for chunks, where the stdlib returns a generator as we do, and let chunksize be
-    # None, which the stdlib does not take.
-    def imap(self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int = 1) -> Iterator[T]:  # type: ignore[override]
-        """Iterates over ``func(item)`` in the order of the items, which are pulled as the pool works."""
-        return self._imap(IMapIterator(self._dispatcher, self), func, iterable, chunksize)
-
-    def imap_unordered(self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int = 1) -> Iterator[T]:  # type: ignore[override]
-        """Like `imap`, in the order in which results arrive."""
-        return self._imap(IMapUnorderedIterator(self._dispatcher, self), func, iterable, chunksize)
-
-    def _imap(
-        self, result: IMapIterator[Any], func: Callable[..., Any], iterable: Iterable[Any], chunksize: int
-    ) -> Iterator[Any]:
-        self._check_running()
-        if chunksize < 1:
-            raise ValueError(f"Chunksize must be 1+, not {chunksize:n}")
-        chunksize = _arguments.check_chunksize(chunksize)
-        dispatcher = self._dispatcher
-        refusal = None
-        try:
-            definition = dispatcher.encoder.definition(func)
-        except Exception as error:
-            definition, refusal = _dispatch.NO_DEFINITION, error
-        job = _dispatch.BatchJob(
-            dispatcher.encoder,
-            definition,
-            result,
-            items=dispatcher.plain_items(iterable) if refusal is None else None,
-            unit=chunksize,
-            chunk=1,
-            star=False,
-            visible=True,
-        )
-        result.job = job
-        self._start(job, iterable, refusal, None, here=False)
-        return result if chunksize == 1 else result.chained()
+        return PoolWithOptions(self, retry)
 
     # -- life ------------------------------------------------------------------------------------------------
 
@@ -402,7 +204,7 @@ def _end_forgotten(dispatcher: _dispatch.Dispatcher) -> None:
             dispatcher.join()
 
 
-class ThreadPool(Pool, stdlib.ThreadPool):
+class ThreadPool(Pool, stdlib.ThreadPool):  # type: ignore[misc]  # as above
     """`multiprocessing.pool.ThreadPool`: the same face over threads; nothing is pickled."""
 
     def __init__(
@@ -410,8 +212,10 @@ class ThreadPool(Pool, stdlib.ThreadPool):
         processes: int | None = None,
         initializer: Callable[..., object] | None = None,
         initargs: Iterable[Any] = (),
+        *,
+        retry: _dispatch.Retry | None = None,
     ) -> None:
-        Pool.__init__(self, processes, initializer, initargs)
+        Pool.__init__(self, processes, initializer, initargs, retry=retry)
 
     def _make_engine(self, context: Any) -> _dispatch.Engine:
         return _dispatch.load_engine("threads", None)

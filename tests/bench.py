@@ -16,6 +16,7 @@ class Freight:
 
     definitions: frozenset[int] = frozenset()
     needs: tuple[Any, ...] = ()
+    retries = False
 
     def __init__(self, units: int) -> None:
         self.units = units
@@ -65,7 +66,7 @@ class Bench:
     def finish(self, packet: Packet, unit_ns: int = MICROSECOND) -> None:
         """Have every unit of a packet delivered."""
         ran = unit_ns * (packet.count - packet.done)
-        self.scheduler.result(packet, packet.count, ran, "record", self.now, None)
+        self.scheduler.result(packet, packet.count, ran, ("record",), self.now, None)
 
     def taken(self) -> list[tuple[Any, ...]]:
         """Take the actions decided since the last time."""

@@ -190,11 +190,11 @@ class Carrier:
         """Send a packet of one unit for each item, a tuple of arguments."""
         encoder = self.engine.encoder
         definition = encoder.definition(function)
+        if needs:
+            definition = replace(definition, payload=replace(definition.payload, needs=needs))
         sink: Any = None
         job = BatchJob(encoder, definition, sink, items=None, unit=1, chunk=1, star=True, visible=visible)
         job.prepared.update(enumerate(map(encoder.dumps, items)))
-        if needs:
-            job.definition = replace(definition, payload=replace(definition.payload, needs=needs))
         body = job.build(0, len(items), set(), self.engine.body_room)
         assert body.units == len(items)
         packet = next(_idents)

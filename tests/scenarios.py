@@ -15,6 +15,7 @@ from pairpool._core import RETRY, SHORTAGE
 from pairpool._dispatch import BatchJob, Call, Dispatcher, Feeder, WorkerPlan
 from pairpool._feeder import CLOSED
 from pairpool._future import Future
+from pairpool._retry import Retry, RetryPlan
 from pairpool.results import AsyncResult, IMapIterator, IMapUnorderedIterator, MapResult
 from scripted import ScriptedEngine, ScriptedWorker
 
@@ -48,6 +49,7 @@ class Stage:
         self.interruption = interruption
         self.clock = clock
         self.ran: list[Any] = []  # what tasks were called with
+        self.flaky: list[int] = []  # items that fail, as often as they stand here
         self.told: list[Any] = []  # what callbacks were called with
         self.engine = ScriptedEngine()
         self.dispatcher = Dispatcher(self.engine, WorkerPlan(), size, budget)
@@ -95,14 +97,17 @@ class Stage:
     def double(self, item: int) -> int:
         """Return twice the item; raise for multiples of ten."""
         self.ran.append(item)
+        if item in self.flaky:
+            self.flaky.remove(item)
+            raise OSError(item)
         if item % 10 == 0:
             raise ValueError(item)
         return 2 * item
 
-    def call(self, sink: Any, *arguments: Any, **payload: Any) -> Any:
+    def call(self, sink: Any, *arguments: Any, retry: RetryPlan | None = None, **payload: Any) -> Any:
         """Submit a call."""
         made = packed((self.double, arguments, {}), **payload)
-        self.dispatcher.calls.incoming.append(Call(None, made, sink))
+        self.dispatcher.calls.incoming.append(Call(None, made, sink, retry))
         self.enter()
         return sink
 
@@ -111,7 +116,20 @@ class Stage:
         told = self.told.append if callbacks else None
         return AsyncResult(self.dispatcher, None, told, told)
 
-    def batch(self, sink: Any, items: Any, *, unit: int = 1, chunk: int = 1, fed: bool = False) -> Any:
+    def retry(self, *how: Any) -> RetryPlan:
+        """Make a plan of when units are run again."""
+        return RetryPlan(Retry(*how), self.dispatcher.encoder.definition)
+
+    def batch(
+        self,
+        sink: Any,
+        items: Any,
+        *,
+        unit: int = 1,
+        chunk: int = 1,
+        fed: bool = False,
+        retry: RetryPlan | None = None,
+    ) -> Any:
         """Submit a batch, of plain items or fed."""
         sink.job = job = BatchJob(
             self.dispatcher.encoder,
@@ -122,6 +140,7 @@ class Stage:
             chunk=chunk,
             star=False,
             visible=not isinstance(sink, MapResult),
+            retry=retry,
         )
         feeder = Feeder(self.dispatcher, job, items) if fed else None
         self.dispatcher.events.append((self.dispatcher.on_batch, (job, feeder)))
@@ -253,6 +272,26 @@ def refusals(stage: Stage) -> Any:
         stage.call(stage.result(), 3),
     ]
     stage.run()
+    return [outcome(each) for each in results]
+
+
+def retries(stage: Stage) -> Any:
+    """Items that fail once, twice and for ever, and workers that die of one, in every kind of job."""
+    stage.flaky += [1, 3, 3, 5, 5, 5, 21, 21, 22, 41, 42, 42, 42, 61, 62, 63, 64]
+    plan, patient = stage.retry(2, (OSError,)), stage.retry(3, (OSError, ValueError))
+    results = [
+        *(stage.call(stage.result(), n, retry=plan) for n in (1, 2, 3, 5, 10)),
+        stage.map(range(21, 27), retry=plan),
+        stage.map(range(41, 47), chunk=3, retry=plan),
+        stage.map(range(61, 67), unit=3, retry=patient),
+        stage.batch(IMapIterator(stage.dispatcher, None), [81, 90, 82], fed=True, retry=patient),
+    ]
+    for worker in 2 * stage.workers:  # they come up, and take what there is
+        worker.go_on()
+        stage.enter()
+    next(worker for worker in stage.workers if worker._units).die_within_a_unit()
+    stage.run()
+    stage.ran.clear()  # what runs again with the one that failed or died depends on the packets
     return [outcome(each) for each in results]
 
 
@@ -395,6 +434,6 @@ def breakdown(stage: Stage) -> Any:
 
 
 SCENARIOS: tuple[Scenario, ...] = (
-    calls, maps, iterators, stealing, refusals, deaths, resizes, cancels, failing_initializers, refused_workers,
-    nonsense, shortages, termination, breakdown,
+    calls, maps, iterators, stealing, refusals, retries, deaths, resizes, cancels, failing_initializers,
+    refused_workers, nonsense, shortages, termination, breakdown,
 )  # fmt: skip

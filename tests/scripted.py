@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pairpool._jobs import Body, Encoder
+from pairpool._body import Body
+from pairpool._jobs import Encoder
 from pairpool._objects import NOTHING, ObjectEncoder
 from pairpool._packet import DEFINITION_HEAD, TASKS_HEAD, Flag, Mode, OutcomeMode, Status
 from pairpool._waiting import Settable
@@ -61,6 +62,10 @@ class ScriptedWorker:
         for _ in range(n_definitions):
             definitions[DEFINITION_HEAD.unpack(buffers[at])[0]] = buffers[at + 1]
             at += 2
+        self._filters: Sequence[int] = ()
+        if flags & Flag.RETRIES:
+            self._filters = memoryview(buffers[at]).cast("Q")
+            at += 1
         self._function = definitions.get(definition)
         self._payloads = buffers[at:]
         self._visible = bool(flags & Flag.VISIBLE)
@@ -99,7 +104,10 @@ class ScriptedWorker:
         try:
             return Status.OK, self._value(payload)
         except Exception as error:
-            return Status.ERROR, error
+            filters = self._filters
+            ident = filters[unit if self._mode == Mode.CALLS else 0] if filters else 0
+            again = ident and self._engine.definitions[ident](error)
+            return Status.AGAIN if again else Status.ERROR, error
 
     def _value(self, payload: Any) -> Any:
         if self._mode == Mode.CALLS:

@@ -216,8 +216,18 @@ class SimulatedPool:
         if done <= packet.done:
             del self.events[0]
             return
-        record = Record(packet.first + packet.done, done - packet.done, Fate.DELIVERED)
-        self.scheduler.result(packet, done, told.ran_ns, record, self.now, self.events)
+        job = self.jobs[packet.job.ident]
+        records: list[Record] = []
+        again: list[tuple[int, int]] = []
+        for unit in range(packet.first + packet.done, packet.first + done):
+            if job.runs_again(unit):
+                job.begun.remove(unit)
+                again.append((unit, unit + 1))
+            elif records and sum(records[-1][:2]) == unit:
+                records[-1] = records[-1]._replace(units=records[-1].units + 1)
+            else:
+                records.append(Record(unit, 1, Fate.DELIVERED))
+        self.scheduler.result(packet, done, told.ran_ns, tuple(records), self.now, self.events, tuple(again))
 
     def on_refused(self, ident: int) -> None:
         """A worker has other things under the names that a packet needs."""
@@ -247,6 +257,10 @@ class SimulatedPool:
             assert worker.begun == self.scheduler.roster.budget, "a worker was stopped before its time"
         for packet in list(slot.packets.values()):
             running = end.unit if packet.ident == end.packet and end.unit >= packet.done else None
+            job = self.jobs[packet.job.ident]
+            if running is not None and job.runs_again(packet.first + min(running, packet.count - 1)):
+                job.begun -= set(range(packet.first + packet.done, packet.first + packet.count))
+                running = None
             lost = 0 if running is None else min(running + 1, packet.count) - packet.done
             record = Record(packet.first + packet.done, lost, Fate.LOST)
             self.scheduler.lose(packet, running, record, self.now)

@@ -42,6 +42,7 @@ class SimulatedJob:
     refused: bool = False  # workers have other things under its names, until it is sent by value
     chunk: int = 1  # units; the first error of a chunk is the end of it
     errors: frozenset[int] = frozenset()
+    flaky: set[int] = field(default_factory=set)  # units that are to run again after the next failure or death
     begun: set[int] = field(default_factory=set)
     fates: dict[int, Fate] = field(default_factory=dict)
     finished: bool = False
@@ -54,6 +55,13 @@ class SimulatedJob:
     def over(self) -> bool:
         """Nobody waits for it any more."""
         return self.finished or self.cancelled
+
+    def runs_again(self, unit: int) -> bool:
+        """Whether a unit that has begun is to begin once more."""
+        if unit not in self.flaky:
+            return False
+        self.flaky.remove(unit)
+        return True
 
     def settle(self, first: int, units: int, fate: Fate) -> None:
         """Record how units ended."""
@@ -72,6 +80,7 @@ class Sent:
     units: int
     needs: tuple[str, ...]
     definitions: frozenset[int] = frozenset()
+    retries: bool = False
 
 
 class Record(NamedTuple):

@@ -68,6 +68,7 @@ class Simulation:
             refused=random.random() < 0.2,
             chunk=chunk,
             errors=frozenset(random.sample(range(units), units // 20)) if chunk > 1 else frozenset(),
+            flaky=set(random.sample(range(units), units // 10)) if random.random() < 0.3 else set(),
         )
         ready = random.choice((units, 0, units // 2))
         self._at(start, partial(self._submit, job, ready, closed=ready == units))

@@ -50,7 +50,7 @@ STOREYS = {
     "worker": Storey("_runner _worker", "errors words descriptors framing transport pickling"),
     "zygote": Storey("_orders _surroundings _nursery _birth _zygote", "errors descriptors worker", doors="_zygote"),
     "scheduler": Storey("_scheduler _backlog _roster _pacing _ranges", "words"),
-    "jobs": Storey("_jobs _feeder", "errors words pickling worker scheduler"),
+    "jobs": Storey("_jobs _body _retry _feeder", "errors words pickling worker scheduler"),
     "engines": Storey(
         "engines _objects _handle _outgoing _pump engines.inline engines.threads engines.local engines.dask "
         "engines.ray",
@@ -60,7 +60,9 @@ STOREYS = {
     "dispatch": Storey(
         "_core _answers _exchange _dispatch", "errors words pickling scheduler jobs engines", doors="_dispatch"
     ),
-    "faces": Storey("pool results _arguments _future executor joblib _context _install __init__", "errors dispatch"),
+    "faces": Storey(
+        "pool _tasks results _arguments _future executor joblib _context _install __init__", "errors dispatch"
+    ),
     # What is asked from a shell is answered from where it is known.
     "shell": Storey("__main__", "errors words framing scheduler faces"),
 }

@@ -195,7 +195,7 @@ def test_a_death_costs_what_had_begun(running: int | None, lost: int) -> None:
     job = bench.job(1, 100, unit_ns=TARGET // 5)
     job.grown = 5
     packet, *queued = bench.send()
-    bench.scheduler.result(packet, 1, MICROSECOND, "one", 0, None)
+    bench.scheduler.result(packet, 1, MICROSECOND, ("one",), 0, None)
     bench.taken()
     for each in queued:
         bench.scheduler.lose(each, None, "nothing", 0)
@@ -278,7 +278,7 @@ def test_a_cut_packet_of_which_all_is_known_is_over() -> None:
     job = bench.job(1, 100, unit_ns=TARGET // 4)
     job.grown = 4
     packet = bench.send()[0]
-    bench.scheduler.result(packet, 2, 0, "two", 0, None)
+    bench.scheduler.result(packet, 2, 0, ("two",), 0, None)
     bench.scheduler.cut(packet, 2, 0, None)
     assert packet.ident not in bench.scheduler.packets
     assert job.returned == ((2, 4),)
@@ -290,7 +290,7 @@ def test_an_event_leaves_its_queue_with_what_it_changed() -> None:
     bench.job(1, 1)
     events: deque[str] = deque(["result", "next"])
     packet = bench.send()[0]
-    bench.scheduler.result(packet, 1, 0, "record", 0, events)
+    bench.scheduler.result(packet, 1, 0, ("record",), 0, events)
     assert list(events) == ["next"]
 
 

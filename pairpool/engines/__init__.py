@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from pairpool.errors import UnsupportedPlatformError
 
 if TYPE_CHECKING:
-    from pairpool._jobs import Body, Encoder
+    from pairpool._body import Body
+    from pairpool._jobs import Encoder
     from pairpool._waiting import Settable
 
 Event = tuple[Callable[[Any], None], Any]

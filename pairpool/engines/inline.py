@@ -30,7 +30,8 @@ from pairpool.engines import Handlers, Outcomes, SlotEnd, WorkerPlan
 from pairpool.engines.threads import NEVER, Claims, ThreadPage
 
 if TYPE_CHECKING:
-    from pairpool._jobs import Body, Encoder
+    from pairpool._body import Body
+    from pairpool._jobs import Encoder
     from pairpool._waiting import Settable
 
 

@@ -50,7 +50,8 @@ from pairpool._zygote import Exited, Spawned, WorkerSetup, Zygote
 from pairpool.engines import Event, Handlers, Outcomes, SlotEnd, WorkerPlan
 
 if TYPE_CHECKING:
-    from pairpool._jobs import Body, Encoder
+    from pairpool._body import Body
+    from pairpool._jobs import Encoder
     from pairpool._waiting import Settable
 
 GRACE = 5.0  # seconds that workers have to end after SIGTERM before they are killed

@@ -25,7 +25,8 @@ from pairpool._waiting import Signal
 from pairpool.engines import Handlers, Outcomes, SlotEnd, WorkerPlan
 
 if TYPE_CHECKING:
-    from pairpool._jobs import Body, Encoder
+    from pairpool._body import Body
+    from pairpool._jobs import Encoder
     from pairpool._waiting import Settable
 
 NEVER = object()  # is in no queue

@@ -1,0 +1,274 @@
+"""The methods that take tasks: of a pool, and of a pool seen with other options."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from pairpool import _arguments, _dispatch
+from pairpool._future import Future
+from pairpool.results import AsyncResult, IMapIterator, IMapUnorderedIterator, MapResult
+
+T = TypeVar("T")
+
+
+class Tasks:
+    """Submits tasks to a dispatcher. Every method says where it differs from that of `multiprocessing.Pool`."""
+
+    _dispatcher: _dispatch.Dispatcher
+    _budget: int | None
+    _retry: _dispatch.RetryPlan | None
+
+    @property
+    def _owner(self) -> object:
+        """The pool, which its pending results keep alive."""
+        raise NotImplementedError
+
+    def _check_running(self) -> None:
+        raise NotImplementedError
+
+    def apply(
+        self,
+        func: Callable[..., T],
+        args: Iterable[Any] = (),
+        kwds: Mapping[str, Any] = {},
+    ) -> T:
+        """Calls ``func(*args, **kwds)`` in a worker and returns what it returns."""
+        result: T = self._apply(func, args, kwds, None, None, waits=True).get()
+        return result
+
+    def apply_async(
+        self,
+        func: Callable[..., Any],
+        args: Iterable[Any] = (),
+        kwds: Mapping[str, Any] = {},
+        callback: Callable[[Any], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> AsyncResult:
+        """Like `apply`, but returns at once.
+
+        Arguments are pickled here and now, so a later change to them is not seen by the task; an error in that comes
+        out of the result's `get()`. Callbacks run in one thread, in the order of results, before `get()` returns.
+        """
+        return self._apply(func, args, kwds, callback, error_callback, waits=False)
+
+    def _apply(
+        self,
+        func: Callable[..., Any],
+        args: Iterable[Any],
+        kwds: Mapping[str, Any],
+        callback: Any,
+        error_callback: Any,
+        *,
+        waits: bool,
+    ) -> AsyncResult:
+        """`waits`: the caller waits for the result at once."""
+        self._check_running()
+        result = AsyncResult(self._dispatcher, self._owner, callback, error_callback)
+        try:
+            call = _arguments.of_call(*args, **kwds)
+        except Exception as error:
+            self._dispatcher.call(_dispatch.Call(None, _arguments.error_of_call(func, error), result))
+        else:
+            self._call(func, *call, result, waits=waits)
+        return result
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[T]:
+        """Calls ``fn(*args, **kwargs)`` in a worker; a `concurrent.futures.Future` has the result."""
+        self._check_running()
+        future: Future[T] = Future(self._dispatcher, self._owner)
+        self._call(fn, args, kwargs, future, waits=False)
+        return future
+
+    def _call(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], sink: Any, *, waits: bool
+    ) -> None:
+        dispatcher = self._dispatcher
+        try:
+            definition, payload = dispatcher.encoder.call(function, args, kwargs)
+        except Exception as error:
+            dispatcher.call(_dispatch.Call(None, error, sink))
+            return
+        call = _dispatch.Call(definition, payload, sink, self._retry)
+        if waits:
+            dispatcher.call_and_wait(call)
+        else:
+            dispatcher.call(call)
+
+    def map(self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int | None = None) -> list[T]:
+        """``[func(item) for item in iterable]``, in the workers.
+
+        An explicit `chunksize` makes chunks that run in one worker, in order, over at the first error. Without one
+        items travel as it suits them, and errors are those that the default chunks would give.
+        """
+        return self._map_here(func, iterable, chunksize, star=False)
+
+    def starmap(
+        self, func: Callable[..., T], iterable: Iterable[Iterable[Any]], chunksize: int | None = None
+    ) -> list[T]:
+        """``[func(*item) for item in iterable]``, in the workers."""
+        return self._map_here(func, iterable, chunksize, star=True)
+
+    def map_async(
+        self,
+        func: Callable[[Any], Any],
+        iterable: Iterable[Any],
+        chunksize: int | None = None,
+        callback: Callable[[Any], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> MapResult:
+        """Like `map`, but returns at once."""
+        return self._map_async(func, iterable, chunksize, callback, error_callback, star=False, here=False)
+
+    def starmap_async(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+        callback: Callable[[Any], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> MapResult:
+        """Like `starmap`, but returns at once."""
+        return self._map_async(func, iterable, chunksize, callback, error_callback, star=True, here=False)
+
+    def _map_here(
+        self, func: Callable[..., T], iterable: Iterable[Any], chunksize: int | None, *, star: bool
+    ) -> list[T]:
+        result = self._map_async(func, iterable, chunksize, None, None, star=star, here=True)
+        try:
+            values: list[T] = result.get()
+            return values
+        except BaseException:
+            if not result.ready() and result.job is not None:
+                # Interrupted: nobody will ever see the results, so what has not begun does not begin.
+                self._dispatcher.post(self._dispatcher.on_cancel, result.job)
+            raise
+
+    def _map_async(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Any],
+        chunksize: int | None,
+        callback: Any,
+        error_callback: Any,
+        *,
+        star: bool,
+        here: bool,
+    ) -> MapResult:
+        """`here`: the caller waits, and feeds the job himself meanwhile."""
+        self._check_running()
+        dispatcher = self._dispatcher
+        items: Any = iterable if hasattr(iterable, "__len__") else list(iterable)
+        length = len(items)
+        explicit = chunksize is not None
+        chunksize = -(-length // (4 * dispatcher.size)) if chunksize is None else _arguments.check_chunksize(chunksize)
+        result = MapResult(dispatcher, self._owner, callback, error_callback)
+        if length == 0 or chunksize <= 0:
+            result.finish_empty([None] * length)
+            return result
+        try:
+            definition = dispatcher.encoder.definition(func)
+        except Exception as error:
+            result.fail(error)
+            return result
+        # A chunk of the caller's is atomic; so is one that a worker's lifetime is counted in, and one in which the
+        # state that a callable carries may be seen to last.
+        atomic = explicit or self._budget is not None or definition.kind == _dispatch.DefinitionKind.STATEFUL
+        job = _dispatch.BatchJob(
+            dispatcher.encoder,
+            definition,
+            result,
+            items=dispatcher.plain_items(items),
+            unit=chunksize if atomic else 1,
+            chunk=1 if atomic else chunksize,
+            star=star,
+            visible=False,
+            retry=self._retry,
+        )
+        result.job = job
+        self._start(job, items, None, result, here=here)
+        return result
+
+    def _start(
+        self,
+        job: _dispatch.BatchJob,
+        items: Iterable[Any],
+        refusal: BaseException | None,
+        result: MapResult | None,
+        *,
+        here: bool,
+    ) -> None:
+        if job.items is not None:
+            self._dispatcher.add_batch(job, None)
+            return
+        feeder = _dispatch.Feeder(self._dispatcher, job, items, refusal)
+        if result is not None:
+            result.feeder = feeder
+        if not here:
+            feeder.start_thread()
+        self._dispatcher.add_batch(job, feeder)
+
+    def imap(self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int = 1) -> Iterator[T]:
+        """Iterates over ``func(item)`` in the order of the items, which are pulled as the pool works."""
+        return self._imap(IMapIterator(self._dispatcher, self._owner), func, iterable, chunksize)
+
+    def imap_unordered(self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int = 1) -> Iterator[T]:
+        """Like `imap`, in the order in which results arrive."""
+        return self._imap(IMapUnorderedIterator(self._dispatcher, self._owner), func, iterable, chunksize)
+
+    def _imap(
+        self, result: IMapIterator[Any], func: Callable[..., Any], iterable: Iterable[Any], chunksize: int
+    ) -> Iterator[Any]:
+        self._check_running()
+        if chunksize < 1:
+            raise ValueError(f"Chunksize must be 1+, not {chunksize:n}")
+        chunksize = _arguments.check_chunksize(chunksize)
+        dispatcher = self._dispatcher
+        refusal = None
+        try:
+            definition = dispatcher.encoder.definition(func)
+        except Exception as error:
+            definition, refusal = _dispatch.NO_DEFINITION, error
+        job = _dispatch.BatchJob(
+            dispatcher.encoder,
+            definition,
+            result,
+            items=dispatcher.plain_items(iterable) if refusal is None else None,
+            unit=chunksize,
+            chunk=1,
+            star=False,
+            visible=True,
+            retry=self._retry,
+        )
+        result.job = job
+        self._start(job, iterable, refusal, None, here=False)
+        return result if chunksize == 1 else result.chained()
+
+
+for _method in filter(inspect.isfunction, vars(Tasks).values()):
+    # What Python says of a call with wrong arguments names the method: as in the stdlib it is one of `Pool`.
+    _method.__qualname__ = f"Pool.{_method.__name__}"
+
+
+class PoolWithOptions(Tasks):
+    """A pool as `Pool.options` shows it: the same workers, other options."""
+
+    def __init__(self, pool: Tasks, retry: _dispatch.Retry | None) -> None:
+        self._pool = pool
+        self._dispatcher = pool._dispatcher
+        self._budget = pool._budget
+        self._retry = plan_of(retry, pool._dispatcher.encoder)
+
+    @property
+    def _owner(self) -> object:
+        return self._pool
+
+    def _check_running(self) -> None:
+        self._pool._check_running()
+
+
+def plan_of(retry: _dispatch.Retry | None, encoder: _dispatch.Encoder) -> _dispatch.RetryPlan | None:
+    """Raises what pickling its types of exceptions raises."""
+    return None if retry is None else _dispatch.RetryPlan(retry, encoder.definition)
