@@ -37,8 +37,12 @@ def error_of_call(function: Any, error: Exception) -> Exception:
     """What `of_call` raised, in the words in which a call of `function` does: they say what is called."""
     if not isinstance(error, TypeError):
         return error
-    called = str(function)
     if hasattr(function, "__qualname__"):
         module = getattr(function, "__module__", None)
         called = ("" if module in (None, "builtins") else f"{module}.") + f"{function.__qualname__}()"
+    else:
+        try:
+            called = str(function)
+        except Exception as own:
+            return own  # as in CPython's own call
     return TypeError(str(error).replace(f"{__name__}.{of_call.__qualname__}()", called))

@@ -17,6 +17,9 @@ from __future__ import annotations
 import time
 import weakref
 from collections import deque
+from collections.abc import Callable
+from functools import partial
+from operator import call
 from typing import Any
 
 from pairpool import errors
@@ -24,12 +27,14 @@ from pairpool._codec import Definition
 from pairpool._feeder import CLOSED, Feeder
 from pairpool._jobs import BatchJob, CallJob
 from pairpool._scheduler import Scheduler
-from pairpool._states import Action, Job
+from pairpool._states import Action, Job, Sent
 from pairpool._waiting import Settable, wake_all
 from pairpool.engines import Engine, Event
 
 SHORTAGE = 1_000_000_000  # ns for which the system may have no room for a packet before its call is told
 RETRY = 5_000_000  # ns after which it is asked again: nothing tells when there is room
+
+_call: Callable[[Callable[[], object]], object] = call  # its own type is too general for map()
 
 
 class Core:
@@ -50,6 +55,7 @@ class Core:
         self.signals: list[Settable] = []  # of those who wait for the pool to become quiet
         self.starving = False  # slots idle and no unit waits: feeders are to drain at once
         self.shutting = False  # the engine was told to end
+        self.sent: list[Sent] = []  # a packet that is sent and not recorded yet (_exchange.py); one at most
         self.at_rest = False  # nothing is waiting, in flight or ending: a call need not be scheduled
         self._known: dict[int, set[int]] = {}  # by slot: definitions that its worker has confirmed
         self._carried: dict[int, weakref.ref[Definition]] = {}  # definitions that workers may have
@@ -80,6 +86,8 @@ class Core:
         if self._collapsed:
             self._digest_ruins()
             return
+        if self.sent:
+            self.adopt_sent()
         while True:
             while events:
                 handler, argument = events[0]
@@ -124,6 +132,15 @@ class Core:
         else:
             nothing_goes_on = not (scheduler.packets or scheduler.waiting or self.feeders or self.over)
             self.at_rest = nothing_goes_on and roster.budget is None
+
+    def adopt_sent(self) -> None:
+        """Records a packet that was sent, and has what its worker was heard to say digested like anything else."""
+        heard = self.engine.heard
+        if heard:
+            # Before whatever has come since. One C call for both, so that no signal handler strikes between them.
+            steps: tuple[Callable[[], object], ...] = (partial(self.events.appendleft, heard[0]), heard.clear)
+            deque(map(_call, steps), maxlen=0)
+        self.scheduler.adopt(self.sent, self._now())
 
     def _hand_out(self, now: int) -> None:
         """Sends packets as long as units wait, slots have room for them, and the system has."""

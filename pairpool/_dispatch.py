@@ -196,7 +196,7 @@ class Dispatcher(Exchange):
 
     @property
     def digesting_here(self) -> bool:
-        """Whether the calling code interrupts a `drain` of its own thread: it is a signal handler's or finalizer's."""
+        """Whether its own thread has the lock: then what calls is a signal handler or finalizer that struck there."""
         return self._holder == get_ident()
 
     def seconds_to_look(self) -> float | None:

@@ -13,9 +13,9 @@ Calls that take longer than that are not tried.
 
 Interruption
 ============
-Before the packet is sent its number is used up. An exception that a signal handler raises between then and the record
-leaves a packet that nobody knows of: it runs once, as any call whose caller was interrupted does, and what is answered
-to a number that nobody knows is dropped.
+Before a packet is sent a note of it is left in `sent`, and what a worker is heard to say stays in the engine's `heard`;
+both are removed in one commit with what follows from them. Where a signal handler raises in between, the next digest
+finds the note and records the packet: its worker is busy, and its answer comes as any other.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from __future__ import annotations
 from pairpool._answers import Answers
 from pairpool._jobs import Call
 from pairpool._packet import OutcomeMode
+from pairpool._states import Sent
 
 THE_ONE = (OutcomeMode.SEPARATE, 0, 1)  # mode, offset and number of outcomes that are one call's
 SHORT = 25_000  # ns that calls may take, by our estimate, so that this is worth trying
@@ -49,12 +50,20 @@ class Exchange(Answers):
             entry, size = engine.entry(slot.ident, packet, body)
         except (OSError, MemoryError):
             return False
+        sent, heard = self.sent, engine.heard
+        note = (Sent(packet, slot, calls.plan, body, size, calls.calls, call),)
+        # commit
         scheduler.next_packet = packet + 1
+        self.at_rest = False
+        sent += note
+
         outcomes = engine.exchange(slot.ident, packet, entry)
-        if outcomes is not None and outcomes[2:5] == THE_ONE:
-            call.sink.settle(outcomes.buffers[0][0], outcomes.buffers[1])
+        if outcomes is None or outcomes[2:5] != THE_ONE:
+            self.adopt_sent()
             return True
-        scheduler.adopt(packet, slot, calls.plan, body, size, self._now(), calls.calls, call)
-        if outcomes is not None:
-            self.events.append((self.on_outcomes, outcomes))
+        call.sink.settle(outcomes.buffers[0][0], outcomes.buffers[1])
+        # commit
+        del heard[0]
+        del sent[0]
+        self.at_rest = True
         return True

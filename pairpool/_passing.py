@@ -49,9 +49,11 @@ def _exhaust(iterator: Iterator[None]) -> None:
 class Collector:
     """Takes duplicates of the descriptors in what is being pickled."""
 
+    _closing: Iterator[None] = _NOTHING  # for __del__, should __init__ be interrupted
+
     def __init__(self) -> None:
         self._collected: list[int] = []
-        self._closing: Iterator[None] = map(os.close, self._collected)
+        self._closing = map(os.close, self._collected)
 
     def reduce(self, reducer: Reducer, obj: object) -> Any:
         """Run a registered reducer, so that the descriptors which it passes come here."""

@@ -16,7 +16,9 @@ Threads and locks
   no call between them, where neither another thread nor a signal handler comes in. `pumpers` counts that thread's
   pumps, each but the first in a signal handler or finalizer that interrupted the one before.
 - Disarmed means: some caller is between disarming and the arming in his `finally`, which no exception can skip (one C
-  call, straight after operators), and no other caller waits.
+  call, straight after operators), and no other caller waited when he began. Armed too often costs a wake-up.
+- Nobody waits for `receiving` who has the dispatcher's lock: who has `receiving` may be struck by a handler that wants
+  the lock.
 
 What may block: a pumping caller, in `caller`.
 """
@@ -43,8 +45,6 @@ if TYPE_CHECKING:
 SPIN = 50e-6  # seconds a waiting caller keeps looking before he sleeps: less than a wake-up costs
 BATCH = 64  # messages taken from one channel before the next has its turn
 ARMED = select.EPOLLIN | select.EPOLLONESHOT
-
-Arrivals = deque[Any]  # (handler, what it is to read): events that nobody has digested
 
 
 class Kick:
@@ -83,6 +83,7 @@ class Pump:
     def __init__(self, handlers: Handlers, wake: Callable[[], None]) -> None:
         """`wake`: has the I/O thread digest what was received."""
         self.receiving = threading.RLock()
+        self.heard: deque[Any] = deque()  # (handler, what it is to read)
         self.pumpers = 0
         self._pumper = 0
         self._handlers = handlers
@@ -130,20 +131,20 @@ class Pump:
             while _framing.receive(handle.tasks, self._handlers.events, handle.on_message, BATCH) == BATCH:
                 pass
 
-    def hear(self, handle: WorkerHandle, send: Callable[[], bool]) -> Arrivals:
+    def hear(self, handle: WorkerHandle, send: Callable[[], bool]) -> None:
         """Has something sent to a worker, and receives one message of it, if that comes within the spin.
 
-        `send`: returns False where it could not be sent yet.
+        `send`: returns False where it could not be sent yet. With the dispatcher's lock held, so not with `receiving`:
+        whoever has that may be struck by a handler that wants the lock. It is not needed: no worker's end is digested
+        meanwhile, and of a worker that was idle no two messages are under way whose order matters.
         """
-        modify, heard = self.outer.modify, Arrivals()
+        modify = self.outer.modify
         try:
             modify(self.channels, 0)  # or it would wake the I/O thread
             if send():
-                with self.receiving:
-                    _framing.await_message(handle.tasks, heard, handle.on_message, SPIN)
+                _framing.await_message(handle.tasks, self.heard, handle.on_message, SPIN)
         finally:
             modify(self.channels, ARMED)
-        return heard
 
     def rearm(self) -> None:
         """The I/O thread has served the channels: it stays on watch unless a caller is."""
@@ -172,7 +173,7 @@ class Pump:
                 self.pumpers -= 1
                 self._pumper = me if nested else 0
                 kick.awake = 0
-                modify(channels, 0 if nested else ARMED)
+                modify(channels, ARMED)
         except (OSError, ValueError):
             if not self._released:
                 raise  # else: the epolls are closed
@@ -195,6 +196,7 @@ class Pump:
         # In a function of its own: what a signal handler raises at a loop's end passes by a `finally` of the same
         # function (python/cpython#130279, 3.12 and 3.13).
         me, kick, kicked = get_ident(), self._kick, self._kick.descriptor.fileno()
+        kick.awake = 0  # also where this is a handler's, and the pump that it interrupted was awake
         while not ready() and not self._stopped:
             if kicked in _framing.wait_ready(self._caller, SPIN, self.patience(deadline)):
                 kick.clear()

@@ -48,18 +48,15 @@ from pairpool._states import (
     Action,
     Cargo,
     Choice,
-    Job,
     Packet,
     PacketEvent,
+    Sent,
     Slot,
     SlotEvent,
     SlotState,
 )
 
 CANDIDATES = 8  # waiting jobs looked at for one choice: the first few are refused only where slots are deep
-
-
-Units = dict[int, Any]
 
 
 class Scheduler:
@@ -154,10 +151,9 @@ class Scheduler:
             self.waiting[job.ident] = job  # at the end: the others' turn first
         outbox += (entry,)
 
-    def adopt(
-        self, ident: int, slot: Slot, job: Job, cargo: Cargo, size: int, now: int, units: Units, unit: Any
-    ) -> None:
-        """Records a packet that an idle slot was sent already, and its one unit, which is put in `units`."""
+    def adopt(self, sent: list[Sent], now: int) -> None:
+        """Records the packet that was sent, and numbers its unit."""
+        ident, slot, job, cargo, size, units, unit = sent[0]
         load, number = _pacing.load(job, 1), job.ready
         packet = Packet(ident, job, slot, number, 1, size, load, cargo.definitions, cargo.needs, cargo.retries)
         state = SLOT_TRANSITIONS[slot.state][SlotEvent.ASSIGN]
@@ -174,6 +170,7 @@ class Scheduler:
         job.ready = number + 1
         job.next = number + 1
         job.in_flight += 1
+        del sent[0]
 
     def _watch(self, packet: Packet, now: int, *, alone: bool) -> None:
         """Sets when a packet that begins now is late. A single unit with nothing behind it keeps nothing waiting."""

@@ -178,6 +178,18 @@ class Packet:
     state: PacketState = PacketState.IN_FLIGHT
 
 
+class Sent(NamedTuple):
+    """A packet with one unit that an idle slot was sent, and that is not recorded yet."""
+
+    ident: int
+    slot: Slot
+    job: Job
+    cargo: Cargo
+    size: int
+    units: dict[int, Any]  # where the unit is put once it has a number
+    unit: Any
+
+
 @dataclass(slots=True, eq=False)
 class Slot:
     """A place where packets run, one after another in the order in which they were sent."""

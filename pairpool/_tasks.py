@@ -36,8 +36,12 @@ class Tasks:
         kwds: Mapping[str, Any] = {},
     ) -> T:
         """Calls ``func(*args, **kwds)`` in a worker and returns what it returns."""
-        result: T = self._apply(func, args, kwds, None, None, waits=True).get()
-        return result
+        if type(self).apply_async is not Tasks.apply_async:
+            result = self.apply_async(func, args, kwds)  # a subclass has its own, and expects it to be called
+        else:
+            result = self._apply(func, args, kwds, None, None, waits=True)
+        value: T = result.get()
+        return value
 
     def apply_async(
         self,

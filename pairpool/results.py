@@ -8,8 +8,10 @@ no unpickling. A result keeps its pool alive while it is pending.
 from __future__ import annotations
 
 import multiprocessing.pool as stdlib
+import threading
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from pairpool import errors
@@ -29,9 +31,23 @@ def decode(dispatcher: Dispatcher, status: int, payload: Any) -> Outcome:
         return False, payload
     if status != Status.OK:
         return False, dispatcher.encoder.decode_error(payload)
+    return load(partial(dispatcher.encoder.decode_value, payload))
+
+
+def load(loading: Callable[[], Any]) -> Outcome:
+    """What is unpickled, or what that raises. What a signal handler raises meanwhile is no outcome, and comes out."""
     try:
-        return True, dispatcher.encoder.decode_value(payload)
-    except Exception as error:
+        return True, loading()
+    except BaseException as error:
+        if threading.current_thread() is not threading.main_thread():
+            return False, error
+        again: list[Outcome] = []
+        # Where no handler strikes it raises as well, or it was a handler.
+        thread = threading.Thread(target=lambda: again.append(load(loading)), name="pairpool-load", daemon=True)
+        thread.start()
+        thread.join()
+        if again[0][0]:
+            raise
         return False, error
 
 
@@ -209,28 +225,26 @@ class MapResult(_Result, stdlib.MapResult):  # type: ignore[type-arg]
     def _decode(self) -> Outcome:
         if self._error is not None:
             return decode(self._dispatcher, Status.ERROR, self._error[1])
+        return load(self._values)
+
+    def _values(self) -> list[Any]:
         job, records = self.job, self._records
         values: list[Any] = []
         decode_value = self._dispatcher.encoder.decode_value
-        try:
-            for first in sorted(records):
-                record = records[first]
-                if record.mode == OutcomeMode.SHARED:
-                    part = decode_value(record.buffers[0])
-                    if type(part) is not list or len(part) != record.units:
-                        return False, errors.PairpoolError(
-                            f"a worker did not answer {record.units} items with as many results"
-                        )
-                else:
-                    part = [decode_value(payload) for _, _, payload in record.outcomes()]
-                if job is not None and job.unit > 1:
-                    for chunk in part:
-                        values += chunk
-                else:
-                    values += part
-        except Exception as error:
-            return False, error
-        return True, values
+        for first in sorted(records):
+            record = records[first]
+            if record.mode == OutcomeMode.SHARED:
+                part = decode_value(record.buffers[0])
+                if type(part) is not list or len(part) != record.units:
+                    raise errors.PairpoolError(f"a worker did not answer {record.units} items with as many results")
+            else:
+                part = [decode_value(payload) for _, _, payload in record.outcomes()]
+            if job is not None and job.unit > 1:
+                for chunk in part:
+                    values += chunk
+            else:
+                values += part
+        return values
 
     def _drop_payloads(self) -> None:
         self._records = {}
@@ -257,7 +271,6 @@ class IMapIterator(stdlib.IMapIterator, Generic[T]):  # type: ignore[type-arg]
         self._ready: dict[int, tuple[int, Any]] = {}  # by the place in which they are handed out
         self._arrived = 0  # outcomes
         self._next = 0  # outcomes taken, and the place of the next
-        self._raised_at: int | None = None  # where loading raised what is no Exception
         self._length: int | None = None  # units in all, once known
         self._failed: BaseException | None = None
         self.signals: list[Settable] = []
@@ -319,15 +332,7 @@ class IMapIterator(stdlib.IMapIterator, Generic[T]):  # type: ignore[type-arg]
                 if deadline.passed():
                     raise errors.TimeoutError from None
                 continue
-            try:
-                succeeded, value = decode(self._dispatcher, *raw)
-            except BaseException as error:
-                # A signal handler's, and the result is as good as before; or the result's own as it is loaded, and
-                # then it raises again at the same place: that is its outcome.
-                if self._raised_at != place:
-                    self._raised_at = place
-                    raise
-                succeeded, value = False, error
+            succeeded, value = decode(self._dispatcher, *raw)
             if not succeeded and isinstance(value, StopIteration):
                 stop, value = value, RuntimeError("a task raised StopIteration")
                 value.__cause__ = stop

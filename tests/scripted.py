@@ -182,6 +182,7 @@ class ScriptedEngine:
     def __init__(self) -> None:
         self.encoder: Encoder = ObjectEncoder()
         self.outbox: deque[Any] = deque()
+        self.heard = deque()
         self.by_slot: dict[int, ScriptedWorker] = {}
         self.definitions: dict[int, Any] = {}
         self.shut_down: list[bool] = []  # each `kill` that it was shut with
@@ -209,6 +210,7 @@ class ScriptedEngine:
                 self.by_slot[slot].queue.append((packet, buffers))
 
     exchanges = True
+    heard: deque[Any]
     prompt = True  # an idle worker answers before its caller would have slept
 
     def exchange(self, slot: int, packet: int, entry: Any) -> Outcomes | None:
@@ -217,7 +219,9 @@ class ScriptedEngine:
         self.flush()
         if not self.prompt or slot not in self.by_slot:
             return None
-        return self.by_slot[slot].answer()
+        outcomes = self.by_slot[slot].answer()
+        self.heard.append((self.handlers.on_outcomes, outcomes))
+        return outcomes
 
     def recall(self, slot: int) -> None:
         """Take back what a worker has not taken."""

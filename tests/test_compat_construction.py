@@ -53,6 +53,25 @@ def test_arguments_stand_where_they_stand_in_the_library() -> None:
         assert [(each.name, each.default) for each in ours.values()][: len(expected)] == expected, name
 
 
+class Wrapping(pairpool.Pool):
+    """A pool that does something about each call: a well-known recipe for logging the errors of tasks."""
+
+    def apply_async(self, func: Any, args: Any = (), *more: Any, **named: Any) -> Any:
+        """Call by way of another function."""
+        return super().apply_async(wrapped, (func, args), *more, **named)
+
+
+def wrapped(function: Callable[..., Any], arguments: Any) -> Any:
+    """Call a function, and say so."""
+    return "wrapped", function(*arguments)
+
+
+def test_apply_calls_the_apply_async_of_a_subclass() -> None:
+    """As in the library."""
+    with Wrapping(1, context="fork") as pool:
+        assert pool.apply(identity, (1,)) == ("wrapped", 1)
+
+
 def test_a_pool_can_be_subclassed(make_pool: MakePool) -> None:
     """A subclass that adds to the constructor and overrides a method works as one of the library's."""
 

@@ -204,13 +204,51 @@ def test_a_result_that_exits_when_it_is_loaded_ends_its_future(make_pool: Any) -
 
 
 def test_an_iterator_gets_past_a_result_that_exits_when_it_is_loaded(make_pool: Any) -> None:
-    """The first time that may have been a signal handler, after which the result is still to be had."""
+    """That is its outcome, as an error of the task is."""
     pool = make_pool(1)
     results = pool.imap(exits_when_loaded_at_one, range(3))
     assert results.next(60) == 0
-    for _ in range(2):
-        with pytest.raises(SystemExit):
-            results.next(60)
+    with pytest.raises(SystemExit):
+        results.next(60)
     assert results.next(60) == 2
     with pytest.raises(StopIteration):
         results.next(60)
+
+
+_strikes: list[BaseException] = []  # of signal handlers, at results that are loaded on the main thread
+
+
+def load_and_be_struck(item: int) -> int:
+    """Load a result; a signal handler strikes meanwhile."""
+    if _strikes and threading.current_thread() is threading.main_thread():
+        raise _strikes.pop()
+    return item
+
+
+class LoadedLater:
+    """An item that is loaded by a function."""
+
+    def __init__(self, item: int) -> None:
+        self._item = item
+
+    def __reduce__(self) -> Any:
+        return load_and_be_struck, (self._item,)
+
+
+@pytest.mark.parametrize("strike", [KeyboardInterrupt, TimeoutError, Interrupted])
+@pytest.mark.parametrize("face", ["imap", "map_async", "apply_async", "submit"])
+def test_what_a_handler_raises_is_no_outcome(make_pool: Any, face: str, strike: type[BaseException]) -> None:
+    """It comes out of the call that it struck, however often, and the result is to be had afterwards."""
+    pool = make_pool(1)
+    if face == "imap":
+        get = pool.imap(LoadedLater, [7]).__next__
+    elif face == "submit":
+        get = pool.submit(LoadedLater, 7).result
+    else:
+        result = pool.map_async(LoadedLater, [7]) if face == "map_async" else pool.apply_async(LoadedLater, (7,))
+        get = result.get
+    _strikes.extend(strike() for _ in range(3))
+    for _ in range(3):
+        with pytest.raises(strike):
+            get()
+    assert get() == ([7] if face == "map_async" else 7)

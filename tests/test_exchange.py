@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 import pairpool
-from interruptions import Interruption
+from forks import open_descriptors
+from interruptions import Interrupted, Interruption
 from liars import LIES, lie
 from pairpool import _exchange, _framing
+from pairpool._handle import WorkerHandle
 from pairpool._jobs import Call
 from pairpool._states import SlotState
 from receiving import PATIENCE
@@ -112,6 +114,51 @@ def test_what_is_interrupted_on_the_way_runs_once_or_never(make_stage: Any, prom
         stage.close()
         number += 1
     assert number > 30
+
+
+def test_a_worker_that_has_a_call_of_an_interrupted_caller_is_busy(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else is made to wait behind it."""
+    exchange = stage.engine.exchange
+    stage.engine.prompt = False
+
+    def send_and_be_struck(*args: Any) -> None:
+        exchange(*args)
+        raise Interrupted
+
+    monkeypatch.setattr(stage.engine, "exchange", send_and_be_struck)
+    with pytest.raises(Interrupted):
+        ask(stage, 1)
+    monkeypatch.undo()
+    stage.enter()
+    states = [slot.state for slot in stage.dispatcher.scheduler.slots.values()]
+    assert sorted(states) == [SlotState.BUSY, SlotState.IDLE]
+    other = ask(stage, 2)
+    assert sorted(len(worker.queue) for worker in stage.workers) == [1, 1]
+    stage.run()
+    assert outcome(other) == 4
+    assert sorted(stage.ran) == [1, 2]
+
+
+def test_what_an_interrupted_caller_has_heard_is_not_lost(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its descriptors are closed, as nobody waits for it any more, and its worker is free again."""
+    pool = make_pool(1)
+    pool.apply(identity, (1,))
+
+    def hear_and_be_struck(*_: Any) -> None:
+        monkeypatch.undo()
+        raise Interrupted
+
+    for _ in range(50):
+        monkeypatch.setattr(WorkerHandle, "answer", hear_and_be_struck)
+        try:
+            assert len(pool.apply(bytes, (100_000,))) == 100_000  # it may have come too late to be heard
+        except Interrupted:
+            pass
+        monkeypatch.undo()
+    assert pool.apply(identity, (2,)) == 2
+    assert sum("spill" in held for held in open_descriptors().values()) <= 1  # of the latest, where it is still mapped
 
 
 @pytest.mark.parametrize("prompt", [True, False])

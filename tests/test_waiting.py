@@ -231,6 +231,63 @@ def test_one_thread_pumps_at_a_time(make_pool: MakePool, make_line: MakeLine, mo
     in_time(threads[0].join)
 
 
+def test_a_handler_that_has_waited_keeps_nobody_else_waiting(
+    make_pool: MakePool, make_line: MakeLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a wait of its own others are watched for as before."""
+    gate, second = make_line(), make_line()
+    pool = make_pool(2)
+    waited, other = pool.apply_async(wait_for, (gate,)), pool.apply_async(wait_for, (second,))
+    asleep = threading.Event()
+    sleep = _dispatch._wait
+
+    def tell_and_sleep(*args: Any) -> None:
+        asleep.set()
+        sleep(*args)
+
+    monkeypatch.setattr(_dispatch, "_wait", tell_and_sleep)
+    sleeper = threading.Thread(target=other.get, daemon=True)
+
+    def handler() -> None:
+        sleeper.start()
+        assert asleep.wait(PATIENCE)
+        waited.wait(0)
+        second.tell(b"x")
+        in_time(sleeper.join)
+        gate.tell(b"x")
+
+    def wait() -> None:
+        strike_within_wait(monkeypatch, handler)
+        assert waited.get() == b"x"
+
+    in_time(wait)
+
+
+def test_whoever_receives_may_be_struck_while_a_worker_is_buried(make_pool: MakePool) -> None:
+    """A handler wants the lock of whoever buries, who therefore must not want to receive."""
+    pool = make_pool(1)
+    engine = pool._dispatcher.engine
+    bury, buries, receives = engine._bury, threading.Event(), threading.Event()
+
+    def bury_late(handle: Any) -> None:
+        buries.set()
+        assert receives.wait(PATIENCE)
+        bury(handle)
+
+    engine._bury = bury_late
+    pool._pool[0].kill()
+    assert buries.wait(PATIENCE)
+
+    def receive_and_be_struck() -> None:
+        with engine._pump.receiving:
+            receives.set()
+            pool.apply_async(identity, (1,))
+
+    in_time(receive_and_be_struck)
+    del engine._bury
+    assert pool.apply(identity, (1,)) == 1
+
+
 # -- In the midst of digesting -----------------------------------------------------------------------
 
 

@@ -131,6 +131,7 @@ class Engine(Protocol):
     body_room: int  # bytes of a packet's buffers up to which it travels cheapest
     outbox: deque[Any]  # entries in the order in which they are to be sent
     exchanges: bool  # has `exchange`
+    heard: deque[Event]  # what was received in an exchange and is not digested yet; one at most
 
     def start(self, handlers: Handlers, plan: WorkerPlan, slots: Sequence[int]) -> None:
         """Comes up with a worker for each of `slots`; raises where that is impossible, leaving nothing."""
@@ -147,8 +148,7 @@ class Engine(Protocol):
     def exchange(self, slot: int, packet: int, entry: Any) -> Outcomes | None:
         """Sends this packet, and looks for its outcomes for as long as it is not worth to sleep.
 
-        None where they are not there by then: they will come as an event. Where this is interrupted they may also come
-        although nobody knows of the packet.
+        What the slot's worker said is left in `heard`, and removed by the caller; None where that is no outcomes.
         """
 
     def recall(self, slot: int) -> None:

@@ -51,6 +51,7 @@ class InlineEngine:
     def __init__(self) -> None:
         self.encoder: Encoder = ObjectEncoder()
         self.outbox: deque[_Packet] = deque()
+        self.heard: deque[Any] = deque()
         self._queues: dict[int, deque[_Packet]] = {}  # by slot
         self._starting: deque[int] = deque()
         self._taken: list[_Packet] = []  # at most one

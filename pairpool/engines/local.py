@@ -74,6 +74,7 @@ class LocalEngine:
         self._context = context
         self._handles: dict[int, WorkerHandle] = {}  # by slot
         self._chores: deque[Callable[[], None]] = deque()
+        self._buried: deque[WorkerHandle] = deque()  # have ended; what belongs to them is still to be released
         self._sleeps_until: int | None = None  # ns; None: for ever
         self._shutting = False  # workers end, or are ended; nothing new begins
         self._end_by = Deadline(None)  # when they have to have ended
@@ -93,6 +94,7 @@ class LocalEngine:
             self._zygote = Zygote.start(self._context, WorkerSetup(plan.initializer, plan.initargs))
             undo.pop_all()
         self._outer = self._pump.outer
+        self.heard = self._pump.heard
         try:
             for slot in slots:
                 self._open(slot)
@@ -125,15 +127,10 @@ class LocalEngine:
     exchanges = True
 
     def exchange(self, slot: int, packet: int, entry: Any) -> Outcomes | None:
-        handle = self._handles[slot]
+        handle, heard = self._handles[slot], self.heard
         self.outbox.append(entry)
-        heard = self._pump.hear(handle, self._send)
-        if not heard:
-            return None
-        outcomes = handle.answer(packet, heard[0][1])
-        if outcomes is None:
-            self.handlers.events.append(heard[0])
-        return outcomes
+        self._pump.hear(handle, self._send)
+        return handle.answer(packet, heard[0][1]) if heard else None
 
     def _send(self) -> bool:
         self.flush()
@@ -223,6 +220,7 @@ class LocalEngine:
             while True:
                 self._do_chores()
                 self.handlers.drain()
+                self._release_buried()
                 if self._shutting and (not self._handles or self._end_by.passed()):
                     return
                 if self.outbox or not self._zygote.flush():
@@ -230,7 +228,7 @@ class LocalEngine:
                     patience: float | None = REST
                 else:
                     patience = self._end_by.remaining() if self._pump.pumpers else self._pump.patience(self._end_by)
-                if not self._chores and not self.handlers.events:
+                if not self._chores and not self.handlers.events and not self._buried:
                     self._serve(self._outer.poll(None if patience is None else min(patience, LONGEST)))
                 self._sleeps_until = self.handlers.look_at if not self._pump.pumpers else None
         except BaseException as error:
@@ -303,16 +301,26 @@ class LocalEngine:
         handlers.drain()
 
     def _bury(self, handle: WorkerHandle) -> None:
-        """Releases what belonged to a worker that has ended and was accounted for (dispatcher's lock held)."""
-        with self._pump.receiving:
-            self._release_handle(handle)
+        """Forgets a worker that has ended and was accounted for (dispatcher's lock held)."""
+        self._outgoing.drop(handle)
         self._handles.pop(handle.slot, None)
-        del self.handlers.events[0]
+        events, buried = self.handlers.events, self._buried
+        these = (handle,)
+        # commit
+        buried += these
+        del events[0]
+
         self.wake()
+
+    def _release_buried(self) -> None:
+        """On the I/O thread, without the lock: see `Pump`."""
+        while self._buried:
+            with self._pump.receiving:
+                self._release_handle(self._buried[0])
+            del self._buried[0]
 
     def _release_handle(self, handle: WorkerHandle) -> None:
         self._pump.unwatch(handle)
-        self._outgoing.drop(handle)
         handle.close()
 
     def _kill(self, slot: int) -> None:
@@ -363,6 +371,7 @@ class LocalEngine:
     def _release(self) -> None:
         """Ends the zygote and all workers, and closes everything but what a caller may still be pumping with."""
         self._zygote.close()
+        self._release_buried()
         for handle in list(self._handles.values()):
             handle.ended(handle.exitcode)
             handle.close()

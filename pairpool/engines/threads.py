@@ -153,6 +153,7 @@ class ThreadEngine:
     def __init__(self) -> None:
         self.encoder: Encoder = ObjectEncoder()
         self.outbox: deque[tuple[int, int, Sequence[Any]]] = deque()
+        self.heard: deque[Any] = deque()
         self.plan = WorkerPlan()
         self._slots: dict[int, _Slot] = {}
         self._started = 0
