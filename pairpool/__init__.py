@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from pairpool._context import get_context as get_context
     from pairpool._future import Future as Future
     from pairpool._install import install as install, uninstall as uninstall
-    from pairpool._retry import Retry as Retry
+    from pairpool._terms import Retry as Retry
     from pairpool.errors import (
         FramingError as FramingError,
         InitializerError as InitializerError,
         PairpoolError as PairpoolError,
         PoolTerminatedError as PoolTerminatedError,
         RefusedError as RefusedError,
+        TimeLimitError as TimeLimitError,
         TimeoutError as TimeoutError,
         UnsupportedPlatformError as UnsupportedPlatformError,
         WorkerLostError as WorkerLostError,
@@ -43,8 +44,9 @@ _HOMES = {
     "Pool": "pool",
     "PoolTerminatedError": "errors",
     "RefusedError": "errors",
-    "Retry": "_retry",
+    "Retry": "_terms",
     "ThreadPool": "pool",
+    "TimeLimitError": "errors",
     "TimeoutError": "errors",
     "UnsupportedPlatformError": "errors",
     "WorkerLostError": "errors",

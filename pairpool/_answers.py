@@ -14,10 +14,10 @@ from typing import Any
 
 from pairpool import errors
 from pairpool._core import Core
-from pairpool._jobs import BatchJob, CallJob, Record
+from pairpool._jobs import Record
 from pairpool._packet import OutcomeMode, Status
 from pairpool._ranges import Range
-from pairpool._states import Job, Packet, PacketEvent
+from pairpool._states import Packet, PacketEvent
 from pairpool.engines import Outcomes, SlotEnd
 
 STARTS_THAT_MAY_FAIL = 3  # consecutive ones, besides one a slot, before it is believed that no worker will come up
@@ -52,7 +52,7 @@ class Answers(Core):
 
     def _sort_out(self, packet: Packet, record: Record) -> tuple[tuple[Record, ...], tuple[Range, ...]]:
         """Outcomes, and the units that run again instead of having one."""
-        source = self._source(packet.job)
+        source = self.source_of(packet.job)
         again: tuple[Range, ...] = ()
         records: tuple[Record, ...] = ()
         kept: list[tuple[int, int, Any]] = []
@@ -67,10 +67,6 @@ class Answers(Core):
                 kept = []
         return records + Record.of(kept), again
 
-    def _source(self, job: Job) -> CallJob | BatchJob | None:
-        """Where the units of a job come from; None where it has ended."""
-        return self.calls if job is self.calls.plan else self.batches.get(job.ident)
-
     def on_refused(self, refusal: tuple[int, int, tuple[int, ...]]) -> None:
         slot, ident, places = refusal
         packet = self.scheduler.packets.get(ident)
@@ -81,7 +77,7 @@ class Answers(Core):
             self._condemn(slot)
             return
         self.encoder.refuse([packet.needs[place] for place in places])
-        source = self._source(packet.job)
+        source = self.source_of(packet.job)
         if source is not None:
             source.fall_back(packet.first, packet.count)
         self.scheduler.came_back(packet, PacketEvent.REFUSE, self._now(), self.events)
@@ -182,18 +178,25 @@ class Answers(Core):
             unready = errors.WorkerLostError.of(end.pid, end.exitcode, end.why, stack=end.stack)
             self._start_failed(end.slot, unready, errors.InitializerError)
         self._known.pop(end.slot, None)
+        self.limits.forget(end.slot)
         self.scheduler.roster.down(slot, self.events)
 
-    def _lost(self, packet: Packet, unit: int, end: SlotEnd, now: int) -> errors.WorkerLostError | None:
-        """The error of a unit that its worker died of; None where it is to run again."""
-        source, task, whys = self._source(packet.job), "a task", [end.why]
+    def _lost(self, packet: Packet, unit: int, end: SlotEnd, now: int) -> errors.PairpoolError | None:
+        """The error of a unit that its worker died of, or was killed for; None where it is to run again."""
+        source, task, whys = self.source_of(packet.job), "a task", [end.why]
+        terms = None if source is None else source.terms_of(unit)
+        overran = self.limits.was_killed_for(end.slot, end.packet, end.unit)
         if source is not None:
-            if source.fails(unit, packet.ident, died=True):
+            tries = not overran or (terms is not None and terms.tries_after_limit)
+            if tries and source.fails(unit, packet.ident, died=not overran):
                 return None
             task = source.describe(unit)
             whys.append(source.tries.in_words(unit))
+        seconds = (now - end.since) / 1e9
+        if overran:
+            return errors.TimeLimitError.of(0 if terms is None else terms.limit_ns / 1e9, task, seconds, end.stack)
         why = "; ".join(filter(None, whys))
-        return errors.WorkerLostError.of(end.pid, end.exitcode, why, task, (now - end.since) / 1e9, end.stack)
+        return errors.WorkerLostError.of(end.pid, end.exitcode, why, task, seconds, end.stack)
 
     def on_broken(self, error: BaseException) -> None:
         self._give_up(error)

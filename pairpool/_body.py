@@ -24,6 +24,7 @@ class Body(NamedTuple):
     definitions: frozenset[int]  # that ride on it
     needs: tuple[Any, ...]
     retries: bool = False  # outcomes may say that a unit is to run again
+    limit: int = 0  # ns that the unit with the least time may take; 0: none has a limit
 
 
 def takes(payload: Payload) -> int:
@@ -49,6 +50,7 @@ def pack_body(
     payloads: Sequence[Payload | None],
     count: int | None = None,
     filters: Sequence[int] = (),
+    limit_ns: int = 0,
 ) -> Body:
     """The buffers of a packet. `filters`: definitions of the errors after which units run again."""
     definitions = list(definitions)
@@ -75,10 +77,14 @@ def pack_body(
         buffers.append(DEFINITION_HEAD.pack(carried.ident, carried.kind))
         buffers.append(carried.payload.data)
     retries = any(filters)
+    if limit_ns:
+        flags |= Flag.LIMITED
     if retries:
         flags |= Flag.RETRIES
         buffers.append(table(filters))
     buffers += tables
     buffers += [encoder.nothing if payload is None else payload.data for payload in payloads]
     buffers[0] = TASKS_HEAD.pack(mode, flags, len(definitions), count, chunk, definition, first)
-    return Body(count, buffers, descriptors, frozenset(carried.ident for carried in definitions), needs, retries)
+    return Body(
+        count, buffers, descriptors, frozenset(carried.ident for carried in definitions), needs, retries, limit_ns
+    )

@@ -26,8 +26,9 @@ from pairpool import errors
 from pairpool._codec import Definition
 from pairpool._feeder import CLOSED, Feeder
 from pairpool._jobs import BatchJob, CallJob
+from pairpool._limits import TimeLimits
 from pairpool._scheduler import Scheduler
-from pairpool._states import Action, Job, Sent
+from pairpool._states import Action, Job, Packet, Sent
 from pairpool._waiting import Settable, wake_all
 from pairpool.engines import Engine, Event
 
@@ -57,6 +58,7 @@ class Core:
         self.shutting = False  # the engine was told to end
         self.sent: list[Sent] = []  # a packet that is sent and not recorded yet (_exchange.py); one at most
         self.at_rest = False  # nothing is waiting, in flight or ending: a call need not be scheduled
+        self.limits = TimeLimits(engine, self._limit_of)
         self._known: dict[int, set[int]] = {}  # by slot: definitions that its worker has confirmed
         self._carried: dict[int, weakref.ref[Definition]] = {}  # definitions that workers may have
         self._dropped: deque[int] = deque()  # those that are gone
@@ -74,7 +76,9 @@ class Core:
     @property
     def look_at(self) -> int | None:
         """When to digest at the latest, in ns, though nothing has come; None: never."""
-        look_at = self.scheduler.look_at
+        look_at, limit_at = self.scheduler.look_at, self.limits.look_at
+        if limit_at is not None and (look_at is None or limit_at < look_at):
+            look_at = limit_at
         if self._short_since is None:
             return look_at
         return self._retry_at if look_at is None else min(look_at, self._retry_at)
@@ -109,6 +113,8 @@ class Core:
             if scheduler.packets:
                 if scheduler.look_at is not None:
                     scheduler.late(self._now())
+                if self.limits.look_at is not None:
+                    self.limits.look(scheduler.slots.values(), self._now())
                 if scheduler.may_steal:
                     scheduler.steal()
             if actions or events:
@@ -163,17 +169,27 @@ class Core:
                 self._refuse(job, first, body.units, error)
                 refused = (job, first)
                 continue
+            self.limits.watch(body.limit, now)
             if refused != (job, first):  # else that there is room for nothing
                 self._short_since = None
             scheduler.assign(choice, body, size, now, engine.outbox, entry)
             engine.flush()
         self._short_since = None
 
+    def source_of(self, job: Job) -> CallJob | BatchJob | None:
+        """Where the units of a job come from; None where it has ended."""
+        return self.calls if job is self.calls.plan else self.batches.get(job.ident)
+
+    def _limit_of(self, packet: Packet, unit: int) -> int:
+        source = self.source_of(packet.job)
+        terms = None if source is None else source.terms_of(unit)
+        return 0 if terms is None else terms.limit_ns
+
     def _refuse(self, job: Job, first: int, count: int, error: BaseException) -> None:
         """Units cannot be sent, and end with that."""
         problem = errors.PairpoolError(f"a task could not be sent to a worker: {error!r}")
         problem.__cause__ = error
-        source = self.calls if job is self.calls.plan else self.batches.get(job.ident)
+        source = self.source_of(job)
         if source is not None:
             source.refuse(first, count, problem)
 

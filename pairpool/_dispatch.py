@@ -48,8 +48,8 @@ from pairpool._exchange import Exchange
 from pairpool._feeder import Feeder
 from pairpool._jobs import BatchJob, Call, Encoder, Record
 from pairpool._packet import OutcomeMode, Status
-from pairpool._retry import Retry, RetryPlan
 from pairpool._size import default_size
+from pairpool._terms import Retry, Terms
 from pairpool._waiting import Deadline, Settable, Signal, wake_all
 from pairpool.engines import Engine, WorkerPlan, load_engine
 
@@ -66,7 +66,7 @@ __all__ = [
     "OutcomeMode",
     "Record",
     "Retry",
-    "RetryPlan",
+    "Terms",
     "Settable",
     "Status",
     "WorkerPlan",

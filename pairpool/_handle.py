@@ -18,7 +18,7 @@ from pairpool import _channel, _descriptors, _framing, errors
 from pairpool._cgroup import OomWatch
 from pairpool._outbox import Outbox
 from pairpool._packet import COMMITTED_HEAD, OUTCOMES_HEAD, Kind, OutcomeMode, Status
-from pairpool._page import Mark, Page
+from pairpool._page import DUMP_SIGNAL, Mark, Page, Phase
 from pairpool._zygote import Spawned
 from pairpool.engines import Event, Handlers, Outcomes, SlotEnd
 
@@ -49,6 +49,7 @@ class WorkerHandle:
         self._await_spawned = await_spawned
         self._condemn = condemn
         self.pidfd: _descriptors.Descriptor | None = None
+        self._dumped = 0  # characters of last words that are about something else
         with ExitStack() as undo:  # descriptors or memory may run out at each of these
             self.tasks, self.tasks_worker_end = map(undo.enter_context, _channel.socketpair())
             self.control, self.control_worker_end = map(undo.enter_context, _channel.socketpair())
@@ -115,8 +116,22 @@ class WorkerHandle:
             why = oom_watch.verdict()
         packet = mark.packet if mark.begun else None
         # Not of one that ends in any other way, though a signal may have been caught and survived.
-        stack = self.page.dump() if exitcode is not None and exitcode < 0 else ""
+        stack = self.page.dump()[self._dumped :].strip() if exitcode is not None and exitcode < 0 else ""
         return SlotEnd(self.slot, self.known_pid, exitcode, packet, mark.begun - 1, mark.started_ns, why, stack)
+
+    def mark(self) -> tuple[int, int, int] | None:
+        """The packet and unit that run, and since when in ns; None where none does."""
+        mark = self.page.read()
+        return (mark.packet, mark.offset, mark.started_ns) if Phase.TAKEN < mark.phase < Phase.DONE else None
+
+    def dump_stack(self) -> None:
+        """Has the worker write down what it is doing, if it can."""
+        self._dumped = len(self.page.dump())
+        if self.pidfd is not None:
+            try:
+                signal.pidfd_send_signal(self.pidfd.fileno(), DUMP_SIGNAL)
+            except OSError:
+                pass  # it has ended
 
     def close(self) -> None:
         for end in (self.tasks, self.tasks_worker_end, self.control, self.control_worker_end):

@@ -19,8 +19,8 @@ from pairpool import _states, errors
 from pairpool._body import Body, pack_body, table, takes
 from pairpool._codec import Definition, DefinitionKind, Payload
 from pairpool._packet import TASKS_HEAD, Flag, Mode, OutcomeMode, Status
-from pairpool._retry import RetryPlan, Tries
 from pairpool._runner import read_committed
+from pairpool._terms import Terms, Tries
 
 _idents = itertools.count(1)
 _NONE_RIDE: frozenset[int] = frozenset()
@@ -113,12 +113,12 @@ class Call(NamedTuple):
     definition: Definition | None
     payload: Payload | BaseException  # an error: the arguments could not be pickled
     sink: Sink
-    retry: RetryPlan | None = None
+    terms: Terms | None = None
 
     @property
     def filter(self) -> Definition | None:
         """Of the errors after which it is run again."""
-        return None if self.retry is None else self.retry.filter
+        return None if self.terms is None else self.terms.filter
 
 
 class CallJob:
@@ -137,6 +137,7 @@ class CallJob:
         definitions: dict[int, Definition] = {}
         names: list[int] = []
         filters: list[int] = []
+        limit_ns = 0
         payloads: list[Payload | None] = []
         for unit in range(first, first + limit):
             call = self.calls[unit]
@@ -157,6 +158,8 @@ class CallJob:
             definitions |= fresh
             names.append(_ident_of(call.definition))
             filters.append(_ident_of(call.filter))
+            if call.terms is not None and call.terms.limit_ns:
+                limit_ns = min(limit_ns or call.terms.limit_ns, call.terms.limit_ns)
             payloads.append(payload)
         return pack_body(
             self._encoder,
@@ -169,6 +172,7 @@ class CallJob:
             [table(names)],
             payloads,
             filters=filters,
+            limit_ns=limit_ns,
         )
 
     def lone_body(self, call: Call, known: set[int], room: int) -> Body | None:
@@ -176,7 +180,7 @@ class CallJob:
         definition, payload = call.definition, call.payload
         if isinstance(payload, BaseException) or payload.needs or payload.descriptors or len(payload.data) > room:
             return None
-        if (definition is not None and definition.ident not in known) or call.retry is not None:
+        if (definition is not None and definition.ident not in known) or call.terms is not None:
             return None
         name = _ident_of(definition)
         head = TASKS_HEAD.pack(Mode.CALLS, Flag.VISIBLE, 0, 1, 0, 0, self.plan.ready)
@@ -213,10 +217,15 @@ class CallJob:
                 payload = refusal(call.definition.payload.needs)
             self.calls[unit] = call._replace(payload=payload)
 
+    def terms_of(self, unit: int) -> Terms | None:
+        """What was agreed for a unit."""
+        call = self.calls.get(unit)
+        return None if call is None else call.terms
+
     def fails(self, unit: int, packet: int, *, died: bool) -> bool:
         """A unit failed, or killed its worker, with this packet; returns whether it is to run again."""
         call = self.calls.get(unit)
-        return call is not None and self.tries.fail(call.retry, unit, packet, died=died)
+        return call is not None and self.tries.fail(call.terms, unit, packet, died=died)
 
     def describe(self, unit: int) -> str:
         """What a unit runs, for people."""
@@ -253,7 +262,7 @@ class BatchJob:
         chunk: int,
         star: bool,
         visible: bool,
-        retry: RetryPlan | None = None,
+        terms: Terms | None = None,
     ) -> None:
         """`items`: a list, tuple or range of plain values, or None where a feeder brings payloads.
 
@@ -265,7 +274,7 @@ class BatchJob:
         self.sink = sink
         self.chunk = chunk
         self.unit = unit
-        self.retry = retry
+        self.terms = terms
         self.tries = Tries()
         self.items = items
         self.records: deque[Record] = deque()  # outcomes not yet handed to the sink
@@ -273,10 +282,11 @@ class BatchJob:
         self.failures: dict[int, BaseException] = {}  # units that cannot be sent, and why
         self._encoder = encoder
         self._definitions = [definition]
+        self._limit_ns = 0 if terms is None else terms.limit_ns
         self._filters: list[int] = []
-        if retry is not None and retry.filter is not None:
-            self._definitions.append(retry.filter)
-            self._filters.append(retry.filter.ident)
+        if terms is not None and terms.filter is not None:
+            self._definitions.append(terms.filter)
+            self._filters.append(terms.filter.ident)
         self._flags = (Flag.STAR if star else 0) | (Flag.VISIBLE if visible else 0)
         self._unit_bytes = 0  # of the latest packet
         self.length = -(-len(items) // unit) if items is not None else 0
@@ -325,6 +335,7 @@ class BatchJob:
             payloads,
             limit,
             self._filters,
+            self._limit_ns,
         )
 
     def _build_prepared(self, first: int, limit: int, definitions: Sequence[Definition], room: int) -> Body:
@@ -349,6 +360,7 @@ class BatchJob:
             payloads,
             None,
             self._filters,
+            self._limit_ns,
         )
 
     def digest(self) -> list[int]:
@@ -380,9 +392,13 @@ class BatchJob:
                 else:
                     self.prepared[unit] = payload.fallback
 
+    def terms_of(self, _: int) -> Terms | None:
+        """What was agreed for a unit."""
+        return self.terms
+
     def fails(self, unit: int, packet: int, *, died: bool) -> bool:
         """A unit failed, or killed its worker, with this packet; returns whether it is to run again."""
-        return self.tries.fail(self.retry, unit, packet, died=died)
+        return self.tries.fail(self.terms, unit, packet, died=died)
 
     def describe(self, unit: int) -> str:
         """What a unit runs, for people."""

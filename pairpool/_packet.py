@@ -55,6 +55,7 @@ class Flag:
     STAR: Final = 1  # items are argument tuples
     NEEDS: Final = 2
     DESCRIPTORS: Final = 4
+    LIMITED: Final = 32  # each item may take only so long
     RETRIES: Final = 16  # some errors are worth another try
     VISIBLE: Final = 8  # each outcome is awaited on its own: commit it as soon as it is there
 

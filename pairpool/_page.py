@@ -49,7 +49,9 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import signal
 import sys
+import time
 from enum import IntEnum
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
 
 DUMP: Final = mmap.PAGESIZE  # where the last words of a worker that crashes begin
 SIZE: Final = 4 * mmap.PAGESIZE
+DUMP_SIGNAL: Final = signal.SIGRTMAX - 2  # has a worker write its stacks there; one that hardly anybody uses
 
 _twin = _framing.twin
 
@@ -177,7 +180,7 @@ class Page:
 
     def dump(self) -> str:
         """Parent: the last words of a worker that has crashed; empty where there are none."""
-        return self._memory[DUMP:].partition(b"\0")[0].decode("ascii", "backslashreplace").strip()
+        return self._memory[DUMP:].partition(b"\0")[0].decode("ascii", "backslashreplace")
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -203,6 +206,10 @@ class Page:
     def running(self) -> None:
         """Worker: show that the unit's own code runs from now on."""
         self.mark(Phase.RUNNING)
+
+    def next_item(self) -> None:
+        """Worker: the next item of a unit begins, for which time counts anew."""
+        self._memory.words[START] = time.monotonic_ns()
 
     def done(self) -> None:
         """Worker: show that no unit's code runs."""

@@ -54,6 +54,7 @@ class Page(Protocol):
     def begin(self, packet: int, count: int) -> None: ...
     def claim(self) -> int: ...
     def running(self) -> None: ...
+    def next_item(self) -> None: ...
     def done(self) -> None: ...
 
 
@@ -315,9 +316,10 @@ class _Packet:
         runner._page.running()
         if mode == Mode.CHUNKS:
             # Not list(map(...)): that takes a task's StopIteration for the end of the chunk, as the stdlib does.
-            if self._flags & Flag.STAR:
-                return [function(*tuple(item)) for item in data]
-            return [function(item) for item in data]
+            star, next_item = self._flags & Flag.STAR, runner._page.next_item
+            if self._flags & Flag.LIMITED:
+                return [(next_item(), function(*tuple(item)) if star else function(item))[1] for item in data]
+            return [function(*tuple(item)) for item in data] if star else [function(item) for item in data]
         # tuple(): for an item that is no arguments the error is worded as itertools.starmap words it, as in the stdlib.
         return function(*tuple(data)) if self._flags & Flag.STAR else function(data)
 

@@ -114,7 +114,9 @@ class Scheduler:
         ident = self.next_packet
         count = cargo.units
         load = _pacing.load(job, count)
-        packet = Packet(ident, job, slot, first, count, size, load, cargo.definitions, cargo.needs, cargo.retries)
+        packet = Packet(
+            ident, job, slot, first, count, size, load, cargo.definitions, cargo.needs, cargo.retries, cargo.limit
+        )
         state = SLOT_TRANSITIONS[slot.state][SlotEvent.ASSIGN]
         if state is SlotState.BUSY:
             for head in slot.packets.values():
@@ -155,7 +157,9 @@ class Scheduler:
         """Records the packet that was sent, and numbers its unit."""
         ident, slot, job, cargo, size, units, unit = sent[0]
         load, number = _pacing.load(job, 1), job.ready
-        packet = Packet(ident, job, slot, number, 1, size, load, cargo.definitions, cargo.needs, cargo.retries)
+        packet = Packet(
+            ident, job, slot, number, 1, size, load, cargo.definitions, cargo.needs, cargo.retries, cargo.limit
+        )
         state = SLOT_TRANSITIONS[slot.state][SlotEvent.ASSIGN]
         self._watch(packet, now, alone=True)
         # commit

@@ -156,6 +156,10 @@ class Cargo(Protocol):
     def retries(self) -> bool:
         """Whether its outcomes may say that a unit is to run again."""
 
+    @property
+    def limit(self) -> int:
+        """How long, in ns, its unit with the least time may take; 0: none has a limit."""
+
 
 @dataclass(slots=True, eq=False)
 class Packet:
@@ -171,6 +175,7 @@ class Packet:
     definitions: frozenset[int]
     needs: tuple[Any, ...]
     retries: bool  # its outcomes may say that a unit is to run again
+    limit: int  # ns that its unit with the least time may take; 0: none has a limit
     since: int = 0  # when it became the slot's head, in ns
     look_at: int = 0  # when it is late; 0 = not the slot's head, or nothing to gain from a look
     patience: int = 0  # ns until the next look

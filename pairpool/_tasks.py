@@ -19,7 +19,7 @@ class Tasks:
 
     _dispatcher: _dispatch.Dispatcher
     _budget: int | None
-    _retry: _dispatch.RetryPlan | None
+    _terms: _dispatch.Terms | None
 
     @property
     def _owner(self) -> object:
@@ -95,7 +95,7 @@ class Tasks:
         except Exception as error:
             dispatcher.call(_dispatch.Call(None, error, sink))
             return
-        call = _dispatch.Call(definition, payload, sink, self._retry)
+        call = _dispatch.Call(definition, payload, sink, self._terms)
         if waits:
             dispatcher.call_and_wait(call)
         else:
@@ -189,7 +189,7 @@ class Tasks:
             chunk=1 if atomic else chunksize,
             star=star,
             visible=False,
-            retry=self._retry,
+            terms=self._terms,
         )
         result.job = job
         self._start(job, items, None, result, here=here)
@@ -244,7 +244,7 @@ class Tasks:
             chunk=1,
             star=False,
             visible=True,
-            retry=self._retry,
+            terms=self._terms,
         )
         result.job = job
         self._start(job, iterable, refusal, None, here=False)
@@ -259,11 +259,11 @@ for _method in filter(inspect.isfunction, vars(Tasks).values()):
 class PoolWithOptions(Tasks):
     """A pool as `Pool.options` shows it: the same workers, other options."""
 
-    def __init__(self, pool: Tasks, retry: _dispatch.Retry | None) -> None:
+    def __init__(self, pool: Tasks, terms: _dispatch.Terms | None) -> None:
         self._pool = pool
         self._dispatcher = pool._dispatcher
         self._budget = pool._budget
-        self._retry = plan_of(retry, pool._dispatcher.encoder)
+        self._terms = terms
 
     @property
     def _owner(self) -> object:
@@ -271,8 +271,3 @@ class PoolWithOptions(Tasks):
 
     def _check_running(self) -> None:
         self._pool._check_running()
-
-
-def plan_of(retry: _dispatch.Retry | None, encoder: _dispatch.Encoder) -> _dispatch.RetryPlan | None:
-    """Raises what pickling its types of exceptions raises."""
-    return None if retry is None else _dispatch.RetryPlan(retry, encoder.definition)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from pairpool import _channel, _codec, _descriptors, _framing
 from pairpool._outbox import Outbox
 from pairpool._packet import Kind
-from pairpool._page import Page
+from pairpool._page import DUMP_SIGNAL, Page
 from pairpool._runner import Runner
 
 if TYPE_CHECKING:
@@ -70,23 +70,32 @@ def run(setup: WorkerSetup, slot: int, descriptors: tuple[int, ...]) -> None:
 
 @contextmanager
 def _crashes_told(page: tuple[int, ...]) -> Iterator[None]:
-    """Has the stack written to the page when this process crashes, unless the user wants it elsewhere."""
-    if faulthandler.is_enabled():
-        yield
-        return
+    """Has the stack written to the page when it is asked for, and when this process crashes.
+
+    Where the user has enabled faulthandler himself, crashes are told where he wants it.
+    """
     with closing(Page.dump_file(page)) as file:
+        ours = not faulthandler.is_enabled()
+        forget = _forget_all if ours else _forget_asked
         _descriptors.register(file)
-        _descriptors.call_after_fork_in_child(_crash_in_silence)
-        faulthandler.enable(file.fileno())
+        # In a child of a task the file is closed, and its number may be another's when it crashes.
+        _descriptors.call_after_fork_in_child(forget)
+        faulthandler.register(DUMP_SIGNAL, file.fileno(), chain=False)
+        if ours:
+            faulthandler.enable(file.fileno())
         try:
             yield
         finally:
-            faulthandler.disable()
+            forget()
 
 
-def _crash_in_silence() -> None:
-    """In a child of a task, whose copy of the file is closed: its number may be another's when it crashes."""
+def _forget_all() -> None:
     faulthandler.disable()
+    _forget_asked()
+
+
+def _forget_asked() -> None:
+    faulthandler.unregister(DUMP_SIGNAL)
 
 
 class _PickleCodec:

@@ -92,6 +92,32 @@ def end_in_words(exitcode: int | None) -> str:
         return f"was killed by signal {-exitcode}"
 
 
+class TimeLimitError(PairpoolError, builtins.TimeoutError):
+    """Raised by an item that took longer than it may (``Pool.options(time_limit=...)``); its worker was killed.
+
+    Args:
+        message: what happened, in words.
+        task: what it ran, in words.
+        seconds: how long it had run when its worker ended.
+        stack: what it was doing at that moment, as `faulthandler` writes it; empty where the worker could not tell.
+    """
+
+    def __init__(self, message: str, task: str = "", seconds: float = 0.0, stack: str = "") -> None:
+        super().__init__(message, task, seconds, stack)
+        self.task = task
+        self.seconds = seconds
+        self.stack = stack
+
+    def __str__(self) -> str:
+        return f"{self.args[0]}\n\n{self.stack}" if self.stack else str(self.args[0])
+
+    @classmethod
+    def of(cls, limit: float, task: str, seconds: float, stack: str) -> TimeLimitError:
+        """The error of an item that was to take no longer than `limit` seconds."""
+        words = f"{task} took longer than its time limit of {limit:g} s; its worker was killed after {seconds:.3g} s"
+        return cls(words, task, seconds, stack)
+
+
 class InitializerError(PairpoolError):
     """Raised by pending items when workers cannot start because the pool's initializer keeps failing."""
 

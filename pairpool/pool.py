@@ -11,10 +11,11 @@ import operator
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from multiprocessing import util
+from types import EllipsisType
 from typing import Any, Self, TypeVar
 
 from pairpool import _arguments, _dispatch
-from pairpool._tasks import PoolWithOptions, Tasks, plan_of
+from pairpool._tasks import PoolWithOptions, Tasks
 
 T = TypeVar("T")
 
@@ -37,6 +38,7 @@ class Pool(Tasks, stdlib.Pool):  # type: ignore[misc]
         maxtasksperchild: chunks after which a worker is replaced; None: never.
         context: a context or name of a start method; None: this interpreter's default.
         retry: when items are run again; None: never. See `options`.
+        time_limit: seconds that an item may take; None: as long as it likes. See `options`.
 
     Raises:
         ValueError, TypeError: for arguments that the standard library's pool refuses, in its words.
@@ -52,6 +54,7 @@ class Pool(Tasks, stdlib.Pool):  # type: ignore[misc]
         context: Any = None,
         *,
         retry: _dispatch.Retry | None = None,
+        time_limit: float | None = None,
     ) -> None:
         if not _is_ours(self):
             _StdlibPool.__init__(self, processes, initializer, initargs, maxtasksperchild, context)
@@ -63,7 +66,8 @@ class Pool(Tasks, stdlib.Pool):  # type: ignore[misc]
         self._budget = maxtasksperchild
         plan = _dispatch.WorkerPlan(initializer, tuple(initargs) if initializer is not None else ())
         engine = self._make_engine(context)
-        self._retry = plan_of(retry, engine.encoder)
+        self._retry, self._time_limit = retry, time_limit
+        self._terms = _terms(retry, time_limit, engine)
         self._dispatcher = _dispatch.Dispatcher(engine, plan, processes, maxtasksperchild)
         self._status = RUN
         # As in the stdlib: before the queues and connections of the user's (exitpriority 10) go.
@@ -79,17 +83,29 @@ class Pool(Tasks, stdlib.Pool):  # type: ignore[misc]
     def _owner(self) -> object:
         return self
 
-    def options(self, *, retry: _dispatch.Retry | None) -> Tasks:
-        """This pool for tasks with other options: ``pool.options(retry=Retry(2)).map(f, items)``.
-
-        An item is run again, in any worker, after the death of its worker or an exception that `retry` names; it starts
-        anew from what was pickled for it. Where chunks are one thing (an explicit `chunksize`, a callable that carries
-        state, as a partial does, `maxtasksperchild`) it is the chunk that is run again.
+    def options(
+        self, *, retry: _dispatch.Retry | EllipsisType | None = ..., time_limit: float | EllipsisType | None = ...
+    ) -> Tasks:
+        """This pool for tasks with other options: ``pool.options(retry=Retry(2), time_limit=60).map(f, items)``.
 
         Args:
-            retry: None for a pool whose items are not to run again here, whatever the pool was made with.
+            retry: an item is run again, in any worker, after the death of its worker or an exception that this names;
+                it starts anew from what was pickled for it. Where chunks are one thing (an explicit `chunksize`, a
+                callable that carries state, as a partial does, `maxtasksperchild`) it is the chunk that is run again.
+            time_limit: seconds that an item may take, the unpickling of its arguments and the pickling of its result
+                included. One that takes longer ends in `TimeLimitError`, which has its stack at that moment, and its
+                worker is killed with everything that it started. It is run again only if `retry` names that error.
+
+        None for neither, whatever the pool was made with; what is not given is as the pool was made with it.
+
+        Raises:
+            ValueError: for what is no duration, and for any in a `ThreadPool`: threads cannot be ended.
         """
-        return PoolWithOptions(self, retry)
+        if retry is ...:
+            retry = self._retry
+        if time_limit is ...:
+            time_limit = self._time_limit
+        return PoolWithOptions(self, _terms(retry, time_limit, self._dispatcher.engine))
 
     # -- life ------------------------------------------------------------------------------------------------
 
@@ -196,6 +212,14 @@ def _is_ours(pool: stdlib.Pool) -> bool:
     return isinstance(pool, Pool)
 
 
+def _terms(retry: _dispatch.Retry | None, time_limit: float | None, engine: _dispatch.Engine) -> _dispatch.Terms | None:
+    if time_limit is not None and not engine.kills:
+        raise ValueError("threads cannot be ended, so their items have no time_limit")
+    return (
+        None if retry is None and time_limit is None else _dispatch.Terms(retry, time_limit, engine.encoder.definition)
+    )
+
+
 def _end_forgotten(dispatcher: _dispatch.Dispatcher) -> None:
     """A pool that nobody holds any more, or that is open when the interpreter exits."""
     if not dispatcher.forked:
@@ -214,8 +238,9 @@ class ThreadPool(Pool, stdlib.ThreadPool):  # type: ignore[misc]  # as above
         initargs: Iterable[Any] = (),
         *,
         retry: _dispatch.Retry | None = None,
+        time_limit: None = None,
     ) -> None:
-        Pool.__init__(self, processes, initializer, initargs, retry=retry)
+        Pool.__init__(self, processes, initializer, initargs, retry=retry, time_limit=time_limit)
 
     def _make_engine(self, context: Any) -> _dispatch.Engine:
         return _dispatch.load_engine("threads", None)

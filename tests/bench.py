@@ -17,6 +17,7 @@ class Freight:
     definitions: frozenset[int] = frozenset()
     needs: tuple[Any, ...] = ()
     retries = False
+    limit = 0
 
     def __init__(self, units: int) -> None:
         self.units = units

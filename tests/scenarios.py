@@ -15,7 +15,7 @@ from pairpool._core import RETRY, SHORTAGE
 from pairpool._dispatch import BatchJob, Call, Dispatcher, Feeder, WorkerPlan
 from pairpool._feeder import CLOSED
 from pairpool._future import Future
-from pairpool._retry import Retry, RetryPlan
+from pairpool._terms import Retry, Terms
 from pairpool.results import AsyncResult, IMapIterator, IMapUnorderedIterator, MapResult
 from scripted import ScriptedEngine, ScriptedWorker
 
@@ -104,10 +104,10 @@ class Stage:
             raise ValueError(item)
         return 2 * item
 
-    def call(self, sink: Any, *arguments: Any, retry: RetryPlan | None = None, **payload: Any) -> Any:
+    def call(self, sink: Any, *arguments: Any, terms: Terms | None = None, **payload: Any) -> Any:
         """Submit a call."""
         made = packed((self.double, arguments, {}), **payload)
-        self.dispatcher.calls.incoming.append(Call(None, made, sink, retry))
+        self.dispatcher.calls.incoming.append(Call(None, made, sink, terms))
         self.enter()
         return sink
 
@@ -116,9 +116,9 @@ class Stage:
         told = self.told.append if callbacks else None
         return AsyncResult(self.dispatcher, None, told, told)
 
-    def retry(self, *how: Any) -> RetryPlan:
+    def retry(self, *how: Any) -> Terms:
         """Make a plan of when units are run again."""
-        return RetryPlan(Retry(*how), self.dispatcher.encoder.definition)
+        return Terms(Retry(*how), None, self.dispatcher.encoder.definition)
 
     def batch(
         self,
@@ -128,7 +128,7 @@ class Stage:
         unit: int = 1,
         chunk: int = 1,
         fed: bool = False,
-        retry: RetryPlan | None = None,
+        terms: Terms | None = None,
     ) -> Any:
         """Submit a batch, of plain items or fed."""
         sink.job = job = BatchJob(
@@ -140,7 +140,7 @@ class Stage:
             chunk=chunk,
             star=False,
             visible=not isinstance(sink, MapResult),
-            retry=retry,
+            terms=terms,
         )
         feeder = Feeder(self.dispatcher, job, items) if fed else None
         self.dispatcher.events.append((self.dispatcher.on_batch, (job, feeder)))
@@ -280,11 +280,11 @@ def retries(stage: Stage) -> Any:
     stage.flaky += [1, 3, 3, 5, 5, 5, 21, 21, 22, 41, 42, 42, 42, 61, 62, 63, 64]
     plan, patient = stage.retry(2, (OSError,)), stage.retry(3, (OSError, ValueError))
     results = [
-        *(stage.call(stage.result(), n, retry=plan) for n in (1, 2, 3, 5, 10)),
-        stage.map(range(21, 27), retry=plan),
-        stage.map(range(41, 47), chunk=3, retry=plan),
-        stage.map(range(61, 67), unit=3, retry=patient),
-        stage.batch(IMapIterator(stage.dispatcher, None), [81, 90, 82], fed=True, retry=patient),
+        *(stage.call(stage.result(), n, terms=plan) for n in (1, 2, 3, 5, 10)),
+        stage.map(range(21, 27), terms=plan),
+        stage.map(range(41, 47), chunk=3, terms=plan),
+        stage.map(range(61, 67), unit=3, terms=patient),
+        stage.batch(IMapIterator(stage.dispatcher, None), [81, 90, 82], fed=True, terms=patient),
     ]
     for worker in 2 * stage.workers:  # they come up, and take what there is
         worker.go_on()

@@ -183,6 +183,8 @@ class ScriptedEngine:
         self.encoder: Encoder = ObjectEncoder()
         self.outbox: deque[Any] = deque()
         self.heard = deque()
+        self.marks: dict[int, tuple[int, int, int]] = {}
+        self.dumped: list[int] = []
         self.by_slot: dict[int, ScriptedWorker] = {}
         self.definitions: dict[int, Any] = {}
         self.shut_down: list[bool] = []  # each `kill` that it was shut with
@@ -209,7 +211,7 @@ class ScriptedEngine:
             if slot in self.by_slot:
                 self.by_slot[slot].queue.append((packet, buffers))
 
-    exchanges = True
+    exchanges = kills = True
     heard: deque[Any]
     prompt = True  # an idle worker answers before its caller would have slept
 
@@ -237,6 +239,19 @@ class ScriptedEngine:
         """Have a worker end."""
         if slot in self.by_slot:
             self.by_slot[slot].stopping = True
+
+    def mark(self, slot: int) -> tuple[int, int, int] | None:
+        """What a worker is at."""
+        return self.marks.get(slot)
+
+    def dump(self, slot: int) -> None:
+        """Note that a stack was asked for."""
+        self.dumped.append(slot)
+
+    def kill(self, slot: int) -> None:
+        """End a worker in the middle of what it is at."""
+        if slot in self.by_slot:
+            self.by_slot[slot].die_within_a_unit()
 
     def condemn(self, slot: int) -> None:
         """End a worker that answered nonsense."""

@@ -81,6 +81,7 @@ class Sent:
     needs: tuple[str, ...]
     definitions: frozenset[int] = frozenset()
     retries: bool = False
+    limit: int = 0
 
 
 class Record(NamedTuple):

@@ -37,7 +37,7 @@ def first_state(table: Table) -> StrEnum:
     """Return the state in which a thing is made."""
     job = Job(1, visible=True)
     slot = Slot(1, None)
-    packet = Packet(1, job, slot, 0, 1, 0, 0, frozenset(), (), retries=False)
+    packet = Packet(1, job, slot, 0, 1, 0, 0, frozenset(), (), retries=False, limit=0)
     made: dict[Any, StrEnum] = {SlotState: slot.state, PacketState: packet.state}
     return made[type(next(iter(table)))]
 

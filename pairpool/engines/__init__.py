@@ -131,6 +131,7 @@ class Engine(Protocol):
     body_room: int  # bytes of a packet's buffers up to which it travels cheapest
     outbox: deque[Any]  # entries in the order in which they are to be sent
     exchanges: bool  # has `exchange`
+    kills: bool  # has `mark`, `dump` and `kill`: units may have limits
     heard: deque[Event]  # what was received in an exchange and is not digested yet; one at most
 
     def start(self, handlers: Handlers, plan: WorkerPlan, slots: Sequence[int]) -> None:
@@ -165,6 +166,15 @@ class Engine(Protocol):
 
     def condemn(self, slot: int) -> None:
         """The slot's worker answers nonsense: it is to end at once."""
+
+    def mark(self, slot: int) -> tuple[int, int, int] | None:
+        """The packet and unit that run at a slot, and since when in ns; None where none does."""
+
+    def dump(self, slot: int) -> None:
+        """Has the slot's worker write down its stack, for its `SlotEnd`."""
+
+    def kill(self, slot: int) -> None:
+        """Ends the slot's worker, and all that it has started."""
 
     def forget(self, slot: int, definition: int) -> None:
         """The slot's worker will not be sent units of this definition again."""

@@ -84,9 +84,18 @@ class InlineEngine:
     def entry(self, slot: int, packet: int, body: Body) -> tuple[Any, int]:
         return _Packet(slot, packet, body.buffers), 0
 
-    exchanges = False
+    exchanges = kills = False
 
     def exchange(self, slot: int, packet: int, entry: Any) -> Outcomes | None:
+        raise NotImplementedError
+
+    def mark(self, slot: int) -> tuple[int, int, int] | None:
+        raise NotImplementedError
+
+    def dump(self, slot: int) -> None:
+        raise NotImplementedError
+
+    def kill(self, slot: int) -> None:
         raise NotImplementedError
 
     def flush(self) -> None:

@@ -124,7 +124,7 @@ class LocalEngine:
         if not self._outgoing.flush(self.handlers, self._condemn_at):
             self.wake()  # the kernel pushes back: the I/O thread tries again
 
-    exchanges = True
+    exchanges = kills = True
 
     def exchange(self, slot: int, packet: int, entry: Any) -> Outcomes | None:
         handle, heard = self._handles[slot], self.heard
@@ -172,6 +172,18 @@ class LocalEngine:
             # By way of the zygote, which may have told nothing of this worker yet; its children go with it.
             self._leave(partial(self._kill, slot))
             handle.condemned = True
+
+    def mark(self, slot: int) -> tuple[int, int, int] | None:
+        handle = self._handles.get(slot)
+        return None if handle is None else handle.mark()
+
+    def dump(self, slot: int) -> None:
+        handle = self._handles.get(slot)
+        if handle is not None:
+            handle.dump_stack()
+
+    def kill(self, slot: int) -> None:
+        self._leave(partial(self._kill, slot))
 
     def _condemn_at(self, tasks: socket.socket) -> None:
         handle = self._pump.handle_at(tasks.fileno())

@@ -73,6 +73,7 @@ class ThreadPage:
             return -1
 
     def running(self) -> None: ...
+    def next_item(self) -> None: ...
     def done(self) -> None: ...
 
 
@@ -196,9 +197,18 @@ class ThreadEngine:
     def entry(self, slot: int, packet: int, body: Body) -> tuple[Any, int]:
         return (slot, packet, body.buffers), 0
 
-    exchanges = False
+    exchanges = kills = False
 
     def exchange(self, slot: int, packet: int, entry: Any) -> Outcomes | None:
+        raise NotImplementedError
+
+    def mark(self, slot: int) -> tuple[int, int, int] | None:
+        raise NotImplementedError
+
+    def dump(self, slot: int) -> None:
+        raise NotImplementedError
+
+    def kill(self, slot: int) -> None:
         raise NotImplementedError
 
     def flush(self) -> None:

@@ -1,4 +1,4 @@
-"""Running an item again: when that is wanted, and how often it has been tried.
+"""What a caller may ask for his items beyond running them once: to run them again, or to end them after a while.
 
 A worker is told which exceptions are worth another try, and marks an outcome with them (`Status.AGAIN`); a death the
 dispatcher sees itself. Either way the unit goes back among those that wait, and runs anew from what was pickled for it,
@@ -8,9 +8,12 @@ counts none twice.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from pairpool.errors import TimeLimitError
 
 if TYPE_CHECKING:
     from pairpool._codec import Definition
@@ -43,6 +46,10 @@ class Retry:
             raise TypeError(f"Retry(on=...) must be a tuple of exception types, not {self.on!r}")
 
 
+def _is_duration(value: object) -> bool:
+    return isinstance(value, (int, float)) and 0 < value < math.inf
+
+
 def _is_count(value: object, least: int) -> bool:
     return isinstance(value, int) and value >= least
 
@@ -63,12 +70,18 @@ class WorthATry:
         return isinstance(error, self._kinds)
 
 
-class RetryPlan:
-    """A `Retry` as it goes with the units of a job."""
+class Terms:
+    """What was agreed for the units of a job: whether they run again, and how long one may take."""
 
-    def __init__(self, retry: Retry, define: Callable[[Any], Definition]) -> None:
+    def __init__(self, retry: Retry | None, time_limit: float | None, define: Callable[[Any], Definition]) -> None:
+        """`time_limit`: seconds. Raises what pickling the types of exceptions raises."""
+        if time_limit is not None and not _is_duration(time_limit):
+            raise ValueError(f"time_limit must be a number of seconds, more than 0, not {time_limit!r}")
         self.retry = retry
-        self.filter = define(WorthATry(retry.on)) if retry.on else None
+        self.limit_ns = 0 if time_limit is None else max(1, round(time_limit * 1e9))
+        kinds = () if retry is None else retry.on
+        self.filter = define(WorthATry(kinds)) if kinds else None
+        self.tries_after_limit = bool(kinds) and issubclass(TimeLimitError, kinds)
 
 
 class Tries:
@@ -78,9 +91,9 @@ class Tries:
         self._failures: dict[int, frozenset[int]] = {}  # by unit: the packets
         self._deaths: dict[int, frozenset[int]] = {}
 
-    def fail(self, plan: RetryPlan | None, unit: int, packet: int, *, died: bool) -> bool:
+    def fail(self, plan: Terms | None, unit: int, packet: int, *, died: bool) -> bool:
         """Notes that a unit failed, or killed its worker, with a packet; returns whether it is run again."""
-        if plan is None:
+        if plan is None or plan.retry is None:
             return False
         failures = self._failures.get(unit, frozenset()) | {packet}
         deaths = self._deaths.get(unit, frozenset())

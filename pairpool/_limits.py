@@ -1,0 +1,92 @@
+"""Units that may take only so long: when to look at the workers that have them, and how those that overrun are ended.
+
+A worker's page tells what it is at and since when, so that nothing is measured where nothing is late: the dispatcher
+looks when the first unit in flight could be over its limit. A worker whose unit is over is asked for its stack, and
+killed a moment later with its process group; the word of its end accounts for its packets as after any death.
+
+With the dispatcher's lock held. An interrupted look is done again: a stack asked for twice, or a kill, does no harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from pairpool._states import Packet, Slot
+
+PAUSE = 20_000_000  # ns that a worker has to write down its stack before it is killed
+
+
+class Watched(Protocol):
+    """What an engine does about it."""
+
+    def mark(self, slot: int) -> tuple[int, int, int] | None:
+        """The packet and unit that run at a slot, and since when in ns; None where none does."""
+
+    def dump(self, slot: int) -> None:
+        """Has the slot's worker write down its stack."""
+
+    def kill(self, slot: int) -> None:
+        """Ends the slot's worker, and all that it has started."""
+
+
+class TimeLimits:
+    """The limits of everything in flight."""
+
+    def __init__(self, engine: Watched, limit_of: Callable[[Packet, int], int]) -> None:
+        """`limit_of`: the limit of a unit of a packet, in ns; 0: none."""
+        self.look_at: int | None = None  # ns; None: nothing in flight has a limit
+        self._engine = engine
+        self._limit_of = limit_of
+        self._dumped: dict[int, tuple[tuple[int, int], int]] = {}  # by slot: packet and unit, and when
+        self._killed: dict[int, tuple[int, int]] = {}  # by slot
+
+    def watch(self, limit: int, now: int) -> None:
+        """Something with a limit is about to be sent."""
+        if limit and (self.look_at is None or now + limit < self.look_at):
+            self.look_at = now + limit
+
+    def look(self, slots: Iterable[Slot], now: int) -> None:
+        """Ends the workers whose units are over their limits."""
+        if self.look_at is None or now < self.look_at:
+            return
+        looks = [self._look_at_slot(slot, now) for slot in slots]
+        self.look_at = min([look for look in looks if look is not None], default=None)
+
+    def _look_at_slot(self, slot: Slot, now: int) -> int | None:
+        """Returns when to look again."""
+        shortest = min([packet.limit for packet in slot.packets.values() if packet.limit], default=0)
+        if not shortest or slot.ident in self._killed:
+            return None
+        mark = self._engine.mark(slot.ident)
+        packet = None if mark is None else slot.packets.get(mark[0])
+        if mark is None or packet is None:
+            return now + shortest  # none with a limit runs; one that begins now is not late before that
+        _, unit, since = mark
+        limit = self._limit_of(packet, packet.first + unit)
+        if not limit:
+            return now + shortest
+        if now < since + limit:
+            return since + limit
+        return self._end(slot.ident, (packet.ident, unit), now)
+
+    def _end(self, slot: int, unit: tuple[int, int], now: int) -> int | None:
+        dumped, at = self._dumped.get(slot, (None, now))
+        if dumped != unit:
+            self._dumped[slot] = unit, now
+            self._engine.dump(slot)
+            return now + PAUSE
+        if now < at + PAUSE:
+            return at + PAUSE
+        self._killed[slot] = unit
+        self._engine.kill(slot)
+        return None
+
+    def was_killed_for(self, slot: int, packet: int | None, unit: int) -> bool:
+        """Whether that is why its worker has ended."""
+        return self._killed.get(slot) == (packet, unit)
+
+    def forget(self, slot: int) -> None:
+        """Its worker has ended, and is accounted for."""
+        self._dumped.pop(slot, None)
+        self._killed.pop(slot, None)

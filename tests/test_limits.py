@@ -1,0 +1,317 @@
+"""Items that take longer than they may: when that is seen, and what becomes of them, of their workers and of others."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import pairpool
+from pairpool import Retry, TimeLimitError
+from pairpool._limits import PAUSE, TimeLimits
+from pairpool._packet import Flag, Mode
+from pairpool._states import Job, Packet, Slot
+from receiving import PATIENCE
+from tasks import Line, identity, wait_for
+from test_runner import Claims, run
+from zygotes import has_ended
+
+MakePool = Callable[..., Any]
+MakeLine = Callable[[], Line]
+
+LIMIT = 1000  # ns
+BRIEF = 0.1  # seconds: more than a task here takes that is to stay within it
+
+
+# -- When it is looked ------------------------------------------------------------------------------
+
+
+class Watched:
+    """A worker that is at something, and what is done to it."""
+
+    def __init__(self) -> None:
+        self.at: tuple[int, int, int] | None = None
+        self.done: list[str] = []
+
+    def mark(self, _: int) -> tuple[int, int, int] | None:
+        """What it is at."""
+        return self.at
+
+    def dump(self, _: int) -> None:
+        """Ask for its stack."""
+        self.done.append("dump")
+
+    def kill(self, _: int) -> None:
+        """End it."""
+        self.done.append("kill")
+
+
+def slot_with(*limits: int) -> Slot:
+    """Make a slot with packets 1, 2 ... of ten units, each with a limit."""
+    slot, job = Slot(7, None), Job(1, visible=True)
+    for ident, limit in enumerate(limits, 1):
+        slot.packets[ident] = Packet(
+            ident, job, slot, 10 * ident, 10, 0, 0, frozenset(), (), retries=False, limit=limit
+        )
+    return slot
+
+
+@pytest.fixture
+def watched() -> Watched:
+    """A worker."""
+    return Watched()
+
+
+@pytest.fixture
+def limits(watched: Watched) -> TimeLimits:
+    """Limits that are those of the packets."""
+    return TimeLimits(watched, lambda packet, _: packet.limit)
+
+
+def test_nothing_is_looked_at_without_a_limit(limits: TimeLimits) -> None:
+    """What may take as long as it likes costs nothing."""
+    limits.watch(0, 5)
+    assert limits.look_at is None
+    limits.watch(LIMIT, 5)
+    limits.look([slot_with(0)], 5 + LIMIT)
+    assert limits.look_at is None
+
+
+def test_the_first_that_may_be_late_is_looked_at_first(limits: TimeLimits) -> None:
+    """And not before it may be."""
+    limits.watch(LIMIT, 100)
+    limits.watch(LIMIT, 50)
+    limits.watch(LIMIT, 200)
+    assert limits.look_at == 50 + LIMIT
+
+
+def test_time_counts_from_where_a_unit_began(limits: TimeLimits, watched: Watched) -> None:
+    """One that began later is looked at when it may be late, to the nanosecond."""
+    slot = slot_with(LIMIT)
+    limits.watch(LIMIT, 0)
+    watched.at = (1, 3, 700)
+    limits.look([slot], LIMIT)
+    assert limits.look_at == 700 + LIMIT
+    assert watched.done == []
+
+
+@pytest.mark.parametrize("at", [None, (2, 0, 0), (99, 0, 0)])
+def test_what_has_no_limit_may_run_before(
+    limits: TimeLimits, watched: Watched, at: tuple[int, int, int] | None
+) -> None:
+    """A unit behind it begins when that is over, and is not late a limit from now."""
+    limits.watch(LIMIT, 0)
+    watched.at = at
+    limits.look([slot_with(LIMIT, 0)], 5 * LIMIT)
+    assert limits.look_at == 6 * LIMIT
+    assert watched.done == []
+
+
+def test_an_overrun_costs_the_worker_after_its_stack(limits: TimeLimits, watched: Watched) -> None:
+    """It has a moment to write that down; what it is killed for is known afterwards, and forgotten with it."""
+    slot = slot_with(LIMIT)
+    limits.watch(LIMIT, 0)
+    watched.at = (1, 3, 0)
+    limits.look([slot], LIMIT)
+    assert watched.done == ["dump"]
+    limits.look([slot], LIMIT + PAUSE - 1)
+    assert watched.done == ["dump"]
+    limits.look([slot], LIMIT + PAUSE)
+    assert watched.done == ["dump", "kill"]
+    assert limits.look_at is None
+    assert limits.was_killed_for(7, 1, 3)
+    assert not limits.was_killed_for(7, 1, 4)
+    limits.forget(7)
+    assert not limits.was_killed_for(7, 1, 3)
+
+
+def test_a_unit_that_ends_while_its_stack_is_written_is_spared(limits: TimeLimits, watched: Watched) -> None:
+    """The next one has all its time."""
+    slot = slot_with(LIMIT)
+    limits.watch(LIMIT, 0)
+    watched.at = (1, 3, 0)
+    limits.look([slot], LIMIT)
+    watched.at = (1, 4, LIMIT + 5)
+    limits.look([slot], LIMIT + PAUSE)
+    assert "kill" not in watched.done or PAUSE >= LIMIT  # it may be late itself by then
+    assert not limits.was_killed_for(7, 1, 3)
+
+
+def test_the_time_of_each_item_of_a_chunk_is_its_own() -> None:
+    """The page is told when the next begins."""
+    begun: list[int] = []
+
+    class Page(Claims):
+        def next_item(self) -> None:
+            begun.append(len(begun))
+
+    run(identity, [[1, 2, 3]], Page(0), Mode.CHUNKS, Flag.LIMITED)
+    assert begun == [0, 1, 2]
+
+
+# -- What becomes of them ------------------------------------------------------------------------------
+
+
+def sleep_on() -> None:
+    """Do nothing for ever."""
+    time.sleep(10_000)
+
+
+class WaitsWhenPickled:
+    """A result that takes for ever to be pickled."""
+
+    def __reduce__(self) -> Any:
+        sleep_on()
+
+
+class WaitsWhenLoaded:
+    """An argument that takes for ever to be loaded."""
+
+    def __reduce__(self) -> Any:
+        return sleep_on, ()
+
+
+FACES: dict[str, Callable[[Any], Any]] = {
+    "apply": lambda pool: pool.apply(sleep_on),
+    "apply_async": lambda pool: pool.apply_async(sleep_on).get(PATIENCE),
+    "submit": lambda pool: pool.submit(sleep_on).result(PATIENCE),
+    "map": lambda pool: pool.map(time.sleep, [0, 0, 1000, 0]),
+    "map in chunks": lambda pool: pool.map(time.sleep, [0, 0, 1000, 0], 4),
+    "imap": lambda pool: list(pool.imap(time.sleep, [0, 0, 1000, 0])),
+    "unpickling arguments": lambda pool: pool.apply(identity, (WaitsWhenLoaded(),)),
+    "pickling the result": lambda pool: pool.apply(WaitsWhenPickled),
+}
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_an_item_that_overruns_ends_with_its_stack(make_pool: MakePool, face: str) -> None:
+    """It is a TimeoutError that says what was going on; the pool works on."""
+    pool = make_pool(2, time_limit=BRIEF)
+    with pytest.raises(TimeLimitError, match=r"longer than its time limit of 0\.1 s") as overrun:
+        FACES[face](pool)
+    assert isinstance(overrun.value, TimeoutError)
+    assert "_runner.py" in overrun.value.stack
+    assert overrun.value.stack in str(overrun.value)
+    assert pool.apply_async(identity, (1,)).get(PATIENCE) == 1
+
+
+def test_it_is_the_same_with_every_start_method(make_pool: MakePool, start_method: str) -> None:
+    """However the worker was started it can tell, and is killed."""
+    pool = make_pool(1, start_method=start_method, time_limit=BRIEF)
+    with pytest.raises(TimeLimitError) as overrun:
+        pool.apply(sleep_on)
+    assert "_runner.py" in overrun.value.stack
+
+
+def test_others_have_their_results(make_pool: MakePool) -> None:
+    """An iterator goes on after the item; what was queued behind it runs elsewhere."""
+    pool = make_pool(2)
+    results = pool.options(time_limit=BRIEF).imap(time.sleep, [0, 0, 1000, 0, 0, 0])
+    ends: list[Any] = []
+    for _ in range(6):
+        try:
+            ends.append(results.next(PATIENCE))
+        except TimeLimitError:
+            ends.append("over")
+    assert ends == [None, None, "over", None, None, None]
+
+
+def test_others_may_take_their_time(make_pool: MakePool, make_line: MakeLine) -> None:
+    """The limit of one task is not that of another, in the same pool or behind it in a queue."""
+    gate = make_line()
+    pool = make_pool(1)
+    patient = pool.apply_async(wait_for, (gate,))
+    brief = pool.options(time_limit=BRIEF)
+    waiting = [brief.submit(identity, item) for item in range(3)]
+    patient.wait(5 * BRIEF)
+    gate.tell(b"x")
+    assert patient.get(PATIENCE) == b"x"
+    assert [future.result(PATIENCE) for future in waiting] == [0, 1, 2]
+
+
+def start_and_wait(line: Line) -> None:
+    """Have a child, say its pid, and wait."""
+    pid = os.fork()
+    if pid == 0:
+        signal.pause()
+    line.tell(pid.to_bytes(4, "little"))
+    sleep_on()
+
+
+def test_what_an_item_has_started_goes_with_it(make_pool: MakePool, make_line: MakeLine) -> None:
+    """Children of the worker are killed as well."""
+    line = make_line()
+    pool = make_pool(1)
+    result = pool.options(time_limit=BRIEF).apply_async(start_and_wait, (line,))
+    child = os.pidfd_open(int.from_bytes(line.await_told(4), "little"))
+    with pytest.raises(TimeLimitError):
+        result.get(PATIENCE)
+    assert has_ended(child)
+    os.close(child)
+
+
+def stop_here() -> None:
+    """Have the worker stopped."""
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def test_a_worker_that_is_stopped_is_ended_without_a_stack(make_pool: MakePool) -> None:
+    """It cannot tell what it does, and need not."""
+    pool = make_pool(1, time_limit=BRIEF)
+    with pytest.raises(TimeLimitError) as overrun:
+        pool.apply(stop_here)
+    assert overrun.value.stack == ""
+    assert pool.apply_async(identity, (1,)).get(PATIENCE) == 1
+
+
+def test_an_item_that_overruns_is_run_again_only_where_that_is_named(make_pool: MakePool) -> None:
+    """For the death of a worker alone it is not."""
+    pool = make_pool(1, time_limit=BRIEF)
+    for retry, runs in ((Retry(2), 1), (Retry(2, (TimeoutError,)), 3)):
+        before = int(pool._pool[0].name.rpartition("-")[2])
+        with pytest.raises(TimeLimitError):
+            pool.options(retry=retry).apply(sleep_on)
+        assert pool.apply_async(identity, (1,)).get(PATIENCE) == 1
+        assert int(pool._pool[0].name.rpartition("-")[2]) == before + runs  # each took a worker
+
+
+def test_a_limit_may_be_lifted(make_pool: MakePool, make_line: MakeLine) -> None:
+    """Options that are not given are the pool's; None lifts them."""
+    gate = make_line()
+    pool = make_pool(1, time_limit=BRIEF)
+    with pytest.raises(TimeLimitError):
+        pool.options(retry=Retry()).apply(sleep_on)
+    lifted = pool.options(time_limit=None).apply_async(wait_for, (gate,))
+    lifted.wait(5 * BRIEF)
+    gate.tell(b"x")
+    assert lifted.get(PATIENCE) == b"x"
+
+
+@pytest.mark.parametrize("wrong", [0, -1, float("inf"), float("nan"), "1"])
+def test_what_is_no_duration_is_refused(make_pool: MakePool, wrong: Any) -> None:
+    """Nothing is left of a pool that would have had it."""
+    with pytest.raises(ValueError, match="time_limit must be a number of seconds, more than 0"):
+        make_pool(1, time_limit=wrong)
+    with pytest.raises(ValueError, match="time_limit must be"):
+        make_pool(1).options(time_limit=wrong)
+
+
+def test_threads_have_no_limits() -> None:
+    """They cannot be ended."""
+    with pytest.raises(ValueError, match="threads cannot be ended"):
+        pairpool.ThreadPool(1, time_limit=1)  # type: ignore[arg-type]
+    with pairpool.ThreadPool(1) as pool, pytest.raises(ValueError, match="threads cannot be ended"):
+        pool.options(time_limit=1)
+
+
+def test_nobody_needs_to_wait_for_a_limit_to_hold(make_pool: MakePool) -> None:
+    """The engine's thread looks where no caller does."""
+    pool = make_pool(1, time_limit=BRIEF)
+    over = threading.Event()
+    pool.apply_async(sleep_on, error_callback=lambda _: over.set())
+    assert over.wait(PATIENCE)
