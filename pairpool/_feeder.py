@@ -91,6 +91,10 @@ class Feeder:
                 entries.append(self._refusal or dumps(unit))
             except Exception as error:
                 entries.append(error)
+            except BaseException:
+                if entries:
+                    self._leave(entries)  # those before it come to their results
+                raise
         self._leave(entries)
 
     def _pull(self) -> Any:

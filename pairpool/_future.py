@@ -85,7 +85,8 @@ class Future(concurrent.futures.Future[T]):
                 self.set_exception(value)
         except concurrent.futures.InvalidStateError:
             pass  # cancelled, or told before
-        self._leave()
+        finally:
+            self._leave()  # also where a callback raises what is no Exception
 
     def _leave(self) -> None:
         """It is done: whoever waits for it looks again. Idempotent."""

@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from pairpool._states import Packet, Slot
+from pairpool._states import Packet, Slot, SlotState
 
+ASLEEP = 1_000_000_000  # ns after which, at the earliest, a worker is given up that does not take what it was sent
 PAUSE = 20_000_000  # ns that a worker has to write down its stack before it is killed
 
 
@@ -22,6 +23,9 @@ class Watched(Protocol):
 
     def mark(self, slot: int) -> tuple[int, int, int] | None:
         """The packet and unit that run at a slot, and since when in ns; None where none does."""
+
+    def has_taken(self, slot: int, packet: int) -> bool:
+        """Whether the slot's worker is with this packet, or has been."""
 
     def dump(self, slot: int) -> None:
         """Has the slot's worker write down its stack."""
@@ -61,7 +65,11 @@ class TimeLimits:
         mark = self._engine.mark(slot.ident)
         packet = None if mark is None else slot.packets.get(mark[0])
         if mark is None or packet is None:
-            return now + shortest  # none with a limit runs; one that begins now is not late before that
+            # None with a limit runs; one that begins now is not late before that. But is there anyone to begin it?
+            if slot.state is SlotState.BUSY and self._is_asleep(slot, max(shortest, ASLEEP), now):
+                self._engine.kill(slot.ident)  # nothing has begun, so all of it runs elsewhere
+                return None
+            return now + shortest
         _, unit, since = mark
         limit = self._limit_of(packet, packet.first + unit)
         if not limit:
@@ -69,6 +77,11 @@ class TimeLimits:
         if now < since + limit:
             return since + limit
         return self._end(slot.ident, (packet.ident, unit), now)
+
+    def _is_asleep(self, slot: Slot, patience: int, now: int) -> bool:
+        """Whether its worker has not taken what it was to take that long ago: somebody has stopped it."""
+        head = next(iter(slot.packets.values()))
+        return 0 < head.since <= now - patience and not self._engine.has_taken(slot.ident, head.ident)
 
     def _end(self, slot: int, unit: tuple[int, int], now: int) -> int | None:
         dumped, at = self._dumped.get(slot, (None, now))

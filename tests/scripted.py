@@ -244,6 +244,10 @@ class ScriptedEngine:
         """What a worker is at."""
         return self.marks.get(slot)
 
+    def has_taken(self, slot: int, packet: int) -> bool:
+        """Whether a worker has taken a packet."""
+        return slot in self.by_slot and self.by_slot[slot]._packet == packet
+
     def dump(self, slot: int) -> None:
         """Note that a stack was asked for."""
         self.dumped.append(slot)

@@ -252,3 +252,38 @@ def test_what_a_handler_raises_is_no_outcome(make_pool: Any, face: str, strike: 
         with pytest.raises(strike):
             get()
     assert get() == ([7] if face == "map_async" else 7)
+
+
+def test_a_callback_that_exits_keeps_nobody_waiting(
+    make_pool: Any, make_line: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waits for the future's result gets it."""
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    gate = make_line()
+    pool = make_pool(1)
+    future = pool.submit(tasks.wait_for, gate)
+    future.add_done_callback(lambda _: sys.exit(3))
+    got: list[bytes] = []
+    waiter = threading.Thread(target=lambda: got.append(future.result(60)), daemon=True)
+    waiter.start()
+    while not pool._dispatcher.waiters:
+        pass
+    gate.tell(b"x")
+    waiter.join(60)
+    assert got == [b"x"]
+
+
+class ExitsWhenPickled:
+    """An item that raises SystemExit where it is pickled."""
+
+    def __reduce__(self) -> Any:
+        sys.exit(3)
+
+
+@pytest.mark.parametrize("items", [[0, 1, ExitsWhenPickled(), 3], iter([0, 1, ExitsWhenPickled(), 3])])
+def test_items_before_one_that_exits_have_their_results(make_pool: Any, items: Any) -> None:
+    """The error comes in its own place, and is the last."""
+    results = make_pool(1).imap(tasks.identity, items)
+    assert [results.next(60), results.next(60)] == [0, 1]
+    with pytest.raises(SystemExit):
+        results.next(60)

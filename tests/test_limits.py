@@ -13,13 +13,13 @@ import pytest
 
 import pairpool
 from pairpool import Retry, TimeLimitError
-from pairpool._limits import PAUSE, TimeLimits
+from pairpool._limits import ASLEEP, PAUSE, TimeLimits
 from pairpool._packet import Flag, Mode
-from pairpool._states import Job, Packet, Slot
+from pairpool._states import Job, Packet, Slot, SlotState
 from receiving import PATIENCE
-from tasks import Line, identity, wait_for
+from tasks import Line, identity, wait_for, worker_pid
 from test_runner import Claims, run
-from zygotes import has_ended
+from zygotes import has_ended, stop_process
 
 MakePool = Callable[..., Any]
 MakeLine = Callable[[], Line]
@@ -36,11 +36,16 @@ class Watched:
 
     def __init__(self) -> None:
         self.at: tuple[int, int, int] | None = None
+        self.taken = [1]
         self.done: list[str] = []
 
     def mark(self, _: int) -> tuple[int, int, int] | None:
         """What it is at."""
         return self.at
+
+    def has_taken(self, _: int, packet: int) -> bool:
+        """Whether it is awake."""
+        return packet in self.taken
 
     def dump(self, _: int) -> None:
         """Ask for its stack."""
@@ -128,6 +133,22 @@ def test_an_overrun_costs_the_worker_after_its_stack(limits: TimeLimits, watched
     assert not limits.was_killed_for(7, 1, 4)
     limits.forget(7)
     assert not limits.was_killed_for(7, 1, 3)
+
+
+def test_a_worker_that_does_not_take_what_it_was_sent_is_given_up(limits: TimeLimits, watched: Watched) -> None:
+    """Somebody has stopped it. It is not what it was sent that overran."""
+    slot = slot_with(LIMIT)
+    slot.state, slot.packets[1].since = SlotState.BUSY, 5
+    limits.watch(LIMIT, 5)
+    limits.look([slot], 5 + ASLEEP)
+    assert watched.done == []
+    watched.taken = []
+    limits.watch(LIMIT, 5)
+    limits.look([slot], 4 + ASLEEP)
+    assert watched.done == []
+    limits.look([slot], 5 + ASLEEP + LIMIT)
+    assert watched.done == ["kill"]
+    assert not limits.was_killed_for(7, 1, 0)
 
 
 def test_a_unit_that_ends_while_its_stack_is_written_is_spared(limits: TimeLimits, watched: Watched) -> None:
@@ -267,6 +288,14 @@ def test_a_worker_that_is_stopped_is_ended_without_a_stack(make_pool: MakePool) 
         pool.apply(stop_here)
     assert overrun.value.stack == ""
     assert pool.apply_async(identity, (1,)).get(PATIENCE) == 1
+
+
+def test_what_an_idle_worker_that_is_stopped_was_sent_runs_elsewhere(make_pool: MakePool) -> None:
+    """It had not begun."""
+    pool = make_pool(1, time_limit=BRIEF)
+    stopped = pool.apply(worker_pid)
+    stop_process(stopped)
+    assert pool.apply_async(worker_pid).get(PATIENCE) != stopped
 
 
 def test_an_item_that_overruns_is_run_again_only_where_that_is_named(make_pool: MakePool) -> None:

@@ -131,7 +131,7 @@ class Engine(Protocol):
     body_room: int  # bytes of a packet's buffers up to which it travels cheapest
     outbox: deque[Any]  # entries in the order in which they are to be sent
     exchanges: bool  # has `exchange`
-    kills: bool  # has `mark`, `dump` and `kill`: units may have limits
+    kills: bool  # has `mark`, `has_taken`, `dump` and `kill`: units may have limits
     heard: deque[Event]  # what was received in an exchange and is not digested yet; one at most
 
     def start(self, handlers: Handlers, plan: WorkerPlan, slots: Sequence[int]) -> None:
@@ -169,6 +169,9 @@ class Engine(Protocol):
 
     def mark(self, slot: int) -> tuple[int, int, int] | None:
         """The packet and unit that run at a slot, and since when in ns; None where none does."""
+
+    def has_taken(self, slot: int, packet: int) -> bool:
+        """Whether the slot's worker is with this packet, or has been with it last."""
 
     def dump(self, slot: int) -> None:
         """Has the slot's worker write down its stack, for its `SlotEnd`."""

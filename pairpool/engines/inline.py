@@ -92,6 +92,9 @@ class InlineEngine:
     def mark(self, slot: int) -> tuple[int, int, int] | None:
         raise NotImplementedError
 
+    def has_taken(self, slot: int, packet: int) -> bool:
+        raise NotImplementedError
+
     def dump(self, slot: int) -> None:
         raise NotImplementedError
 

@@ -177,6 +177,10 @@ class LocalEngine:
         handle = self._handles.get(slot)
         return None if handle is None else handle.mark()
 
+    def has_taken(self, slot: int, packet: int) -> bool:
+        handle = self._handles.get(slot)
+        return handle is None or handle.page.read().packet == packet
+
     def dump(self, slot: int) -> None:
         handle = self._handles.get(slot)
         if handle is not None:
