@@ -22,7 +22,7 @@ export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint typecheck suite suite-c suite-python versions bench clean
+.PHONY: help demo test lint typecheck suite suite-c suite-python versions bench soak fuzz sanitize clean
 
 help: ## say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -39,7 +39,7 @@ lint: $(VENV)/.installed-dev ## style
 
 typecheck: $(VENV)/.installed-dev ## types
 	$(BIN)/mypy
-	$(BIN)/mypy benchmarks examples
+	$(BIN)/mypy benchmarks examples fuzz soak
 
 suite: suite-c suite-python ## the whole suite, once with each twin of the framing
 
@@ -77,6 +77,15 @@ core: $(VENV)/.installed-test
 bench: $(VENV)/.installed ## the benchmarks, each beside the standard library's pool
 	$(BIN)/python -m benchmarks.map
 	$(BIN)/python -m benchmarks.roundtrip
+
+soak: $(VENV)/.installed-test ## the long runs: nothing is lost, and nothing grows (half an hour)
+	$(BIN)/python -m soak
+
+fuzz: $(VENV)/.installed ## ten million hostile inputs for whatever decodes messages, in both twins
+	$(BIN)/python -m fuzz.framing --inputs 10000000
+
+sanitize: $(VENV)/.installed-test ## tests and fuzzer over the C twin with address and undefined-behaviour sanitizers
+	$(BIN)/python -m fuzz.sanitize
 
 clean: ## remove what was made
 	rm -rf .venv .venv-3.* build pairpool.egg-info pairpool/_framing_c*.so

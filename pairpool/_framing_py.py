@@ -50,14 +50,16 @@ def pack(kind: int, ident: int, buffers: Iterable[Buffer], /) -> bytes:
     """
     kind = _within("kind", kind, 0, 0xFF)
     ident = _within("ident", ident, 0, 0xFFFF_FFFF_FFFF_FFFF)
-    views = [memoryview(buffer) for buffer in buffers]
-    for view in views:
-        if not view.c_contiguous:
+    views = []
+    for buffer in tuple(buffers):
+        view = memoryview(buffer)
+        if view.nbytes and not view.c_contiguous:
             raise BufferError("a buffer of a message must be C-contiguous")
+        views.append(view)
     number = _within("number of buffers", len(views), 0, 0xFFFF_FFFF)
     header = HEADER.pack(MAGIC, VERSION, kind, 0, ident, number)
     lengths = struct.pack(f"<{number}Q", *[view.nbytes for view in views])
-    return b"".join([header, lengths, *views])
+    return b"".join([header, lengths, *[view for view in views if view.nbytes]])
 
 
 def unpack(message: Buffer, /) -> tuple[int, int, list[memoryview]]:

@@ -23,6 +23,7 @@ from pairpool._zygote import Spawned
 from pairpool.engines import Event, Handlers, Outcomes, SlotEnd
 
 _LAST_STATUS = max(Status)
+_CUT_OFF = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)  # plain: an `&` with the module's flags is a microsecond
 _UNKNOWN_EXIT_CODE = 255  # what multiprocessing says of a process whose exit code nobody could learn
 
 
@@ -176,10 +177,10 @@ class WorkerHandle:
         message, ancillary, flags, _ = raw
         try:
             kind, ident, buffers = _framing.unpack(message)
-            if kind == Kind.OUTCOMES and ident == packet and not ancillary and not flags & socket.MSG_TRUNC:
+            if kind == Kind.OUTCOMES and ident == packet and not ancillary and not flags & _CUT_OFF:
                 return self._outcomes(ident, buffers)
-        except (errors.FramingError, struct.error):
-            pass
+        except (errors.FramingError, IndexError, struct.error):
+            pass  # `on_message` says what is wrong, and what follows from it
         return None
 
     def on_message(self, raw: Any) -> None:
