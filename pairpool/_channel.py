@@ -5,8 +5,8 @@ no packet (forget, stop) down. The parent keeps `worker_end` of the tasks channe
 worker's queue is taken by exactly one `recv`, the worker's or the parent's own.
 
 A message up to MESSAGE_LIMIT travels inline. A larger one is *spilled*: written to a sealed memfd, whose descriptor
-travels in a message of its own kind. The receiver maps it privately, so neither side sees the other's writes, and no
-later truncation can raise SIGBUS.
+travels in a message of its own kind. It is sealed, so the receiver needs no copy where it can map it without keeping
+a descriptor: there may be as many messages waiting to be read as memory allows, and never that many descriptors.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import mmap
 import os
 import socket
 import struct
+import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ SPILLED: Final = 255  # kind of the message that says where another one lies; no
 BUFFER_SIZE: Final = 212_992  # bytes of SO_SNDBUF: what an unprivileged process gets on most machines
 OVERHEAD: Final = 1024  # bytes that the kernel charges for a message besides its own, at most, for small ones
 
+MOST_AT_ONCE: Final = 1 << 30  # bytes: what one read(2) returns is limited
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 _LENGTH: Final = struct.Struct("<Q")
 
@@ -79,10 +81,19 @@ def decode(message: Any, descriptors: tuple[int, ...]) -> tuple[int, int, list[m
     try:
         if fcntl.fcntl(memfd, fcntl.F_GET_SEALS) & _SEALS != _SEALS or os.fstat(memfd).st_size != length:
             raise FramingError("a spilled message is not sealed at the length told")
-        mapped = mmap.mmap(memfd, length, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+        content = _content(memfd, length)
     except (OSError, ValueError) as error:
-        raise FramingError(f"a spilled message cannot be mapped: {error}") from error
-    kind, spilled_ident, buffers = _framing.unpack(mapped)
+        raise FramingError(f"a spilled message cannot be read: {error}") from error
+    kind, spilled_ident, buffers = _framing.unpack(content)
     if spilled_ident != ident or kind == SPILLED:
         raise FramingError("a spilled message is not the one told")
     return kind, ident, buffers, descriptors[1:]
+
+
+def _content(memfd: int, length: int) -> Any:
+    """What is in a sealed memfd, which may be closed afterwards."""
+    if sys.version_info >= (3, 13):
+        return mmap.mmap(memfd, length, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ, trackfd=False)
+    # A mapping keeps a duplicate of the descriptor until it is closed.
+    parts = [os.pread(memfd, MOST_AT_ONCE, start) for start in range(0, length, MOST_AT_ONCE)]
+    return parts[0] if len(parts) == 1 else b"".join(parts)

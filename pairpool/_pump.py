@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from pairpool._waiting import Settable
 
 SPIN = 50e-6  # seconds a waiting caller keeps looking before he sleeps: less than a wake-up costs
-BATCH = 64  # messages taken from one channel before the next has its turn
+BATCH = 16  # messages taken before they are digested: until then each may hold a descriptor
 ARMED = select.EPOLLIN | select.EPOLLONESHOT
 
 
@@ -117,9 +117,11 @@ class Pump:
         return self._by_descriptor.get(descriptor)
 
     def receive(self) -> None:
-        """Receives what has come."""
+        """Receives what has come, or some of it."""
         events = self._handlers.events
         for descriptor in _framing.wait_ready(self.channels, 0.0, 0.0):
+            if len(events) >= BATCH:
+                return
             with self.receiving:
                 handle = self._by_descriptor.get(descriptor)
                 if handle is not None:  # else it was buried meanwhile

@@ -8,7 +8,7 @@ no more than its bound:
   same, and a single one that is lost on the way moves the median.
 - Memory: by one mebibyte a process. That is one arena, the unit in which Python's allocator takes memory from the
   system and gives it back, so one small object that happens to outlive its neighbours may hold as much; anything less
-  would be judged by chance. Up to 0.6 was seen where five times the work made it no more.
+  would be judged by chance. Half of it comes at once when the interpreter's table of names is enlarged.
 - Blocks of Python's allocator: by a thousand. Up to 400 were seen to come, more and more slowly, in free lists and the
   like, however much was done. This finds the leaks of small objects that are too few to move the memory.
 

@@ -16,6 +16,7 @@ Who reads is read along, so this file does without pathlib, which keeps the name
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import sys
@@ -110,6 +111,7 @@ def read_at_rest(workers: int) -> Moment:
     A thread that has done its work and a worker that was killed take a moment to be gone.
     """
     gc.collect()  # what only waits for the collector is no leak
+    _give_back()
     deadline = time.monotonic() + PATIENCE
     before = _counts(read())
     while True:
@@ -121,6 +123,16 @@ def read_at_rest(workers: int) -> Moment:
         if time.monotonic() > deadline:
             return moment
         before = now
+
+
+def _give_back() -> None:
+    """Have the C library give back to the system what it keeps free, where it can; of that there is more by chance.
+
+    The framing in Python lets a message's memory be cut from 32 KiB; bursts of calls left 1.3 to 2 MiB free in between.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _counts(moment: Moment) -> dict[str, dict[str, int]]:

@@ -9,8 +9,8 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -165,6 +165,19 @@ def await_idle(pool: Any, workers: int) -> None:
         return states == ["idle"] * workers == [worker.known_pid and "idle" for worker in pool._pool]
 
     until(are_idle, f"a pool of {workers} idle workers")
+
+
+@contextmanager
+def midst(pool: Any) -> Iterator[None]:
+    """Be in a pool's midst, as a signal handler may be: what is asked for there is done afterwards, and together."""
+    dispatcher = pool._dispatcher
+    with dispatcher._lock:
+        dispatcher._holder = threading.get_ident()
+        try:
+            yield
+        finally:
+            dispatcher._holder = 0
+    dispatcher.drain()
 
 
 def iterated(iterator: Any) -> list[Any]:

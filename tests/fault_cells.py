@@ -33,6 +33,7 @@ from fault_bench import (
     is_stopped,
     is_terminated,
     iterated,
+    midst,
     outcome,
     processes_of,
     until,
@@ -55,7 +56,7 @@ from fault_jobs import (
     is_struck,
     is_unsent,
 )
-from faults import EXIT_CODES, SURVIVOR, Freed, Loaded, Sent, double, marked
+from faults import EXIT_CODES, SURVIVOR, WORDS, Freed, Loaded, Sent, double, marked
 from forks import exit_code, fork_child
 from pairpool import _pacing
 from receiving import PATIENCE
@@ -173,8 +174,9 @@ def observe_done_callbacks(bench: Bench, cell: Cell) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logging.getLogger("concurrent.futures"), "exception", lambda *_: told.append(sys.exception()))
         patch.setattr(threading, "excepthook", lambda args: told.append(args.exc_value))
-        future, seen = pool.submit(double, SURVIVOR), threading.Event()
-        future.add_done_callback(partial(faults.call_back, cell.how))
+        with midst(pool):  # or it might be done before it has a callback
+            future, seen = pool.submit(double, SURVIVOR), threading.Event()
+            future.add_done_callback(partial(faults.call_back, cell.how))
         waiting = Aside(partial(future.result, PATIENCE))
         other = pool.submit(double, 1)
         other.add_done_callback(lambda _: seen.set())
@@ -403,7 +405,12 @@ PLACES: dict[str, Callable[[Bench, Cell], None]] = {
 
 def observe(bench: Bench, cell: Cell) -> None:
     """Try a cell."""
-    if cell.expected in ("dies", "resumes"):
-        observe_caller(bench, cell)
-    else:
-        PLACES[cell.where](bench, cell)
+    try:
+        if cell.expected in ("dies", "resumes"):
+            observe_caller(bench, cell)
+        else:
+            PLACES[cell.where](bench, cell)
+    except BaseException as error:
+        if error.args == (WORDS,):  # of any kind: a KeyboardInterrupt would end more than this test
+            raise AssertionError("what was raised there came out where nobody asked for it") from error
+        raise

@@ -7,14 +7,13 @@ call, and of a map, one outcome in all.
 from __future__ import annotations
 
 import multiprocessing.pool
-import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import faults
 import pairpool
-from fault_bench import Aside, iterated, outcome
+from fault_bench import Aside, iterated, midst, outcome
 from faults import EXIT_CODES, RAISED, WORDS, double
 from receiving import PATIENCE
 
@@ -65,14 +64,9 @@ def by_apply_async(pool: Any, task: Callable[[Any], Any], items: list[Any]) -> C
 
 
 def by_calls_together(pool: Any, task: Callable[[Any], Any], items: list[Any]) -> Callable[[], list[Any]]:
-    """Call for each item in the pool's midst, as a signal handler may, so that the calls travel together."""
-    dispatcher = pool._dispatcher
-    with dispatcher._lock:
-        dispatcher._holder = threading.get_ident()
-        results = by_apply_async(pool, task, items)
-        dispatcher._holder = 0
-    dispatcher.drain()
-    return results
+    """Call for each item at a moment at which none can be sent, so that the calls travel together."""
+    with midst(pool):
+        return by_apply_async(pool, task, items)
 
 
 def by_submit(pool: Any, task: Callable[[Any], Any], items: list[Any]) -> Callable[[], list[Any]]:

@@ -26,8 +26,8 @@ from fault_jobs import Cell, Face, by_calls_together, by_imap, by_map
 from faults import HOWS, LARGE, enlarge, place_in_packet
 from forks import run_in_child
 from pairpool import _pacing
-from receiving import PATIENCE
 from pairpool._scheduler import Scheduler
+from receiving import PATIENCE
 
 MATRIX = """
 where                  Exception Base     SystemExit Interrupt exit(0)  exit(3)  SIGKILL  SIGSEGV  stop+kill stop+end

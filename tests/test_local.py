@@ -42,6 +42,11 @@ MakeLine = Callable[[], Line]
 LARGE = bytes(100_000)  # more than a message may have: it travels in a memfd
 
 
+def make_large(_: int) -> bytes:
+    """Return something large."""
+    return LARGE
+
+
 def in_time(action: Callable[[], object]) -> None:
     """Do something that is to end; fail where it does not."""
     thread = threading.Thread(target=action, daemon=True)
@@ -609,6 +614,27 @@ def _recall_all(dispatcher: Any) -> None:
 
 
 # -- What a worker's children have of it ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("face", ["map", "apply_async"])
+def test_results_that_wait_to_be_read_hold_no_descriptors(make_pool: MakePool, face: str) -> None:
+    """There may be more large ones than a process may have descriptors."""
+    pool = make_pool(2)
+    pool.map(identity, range(10))
+    few, most = 60 + len(open_descriptors()), resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, most))
+    try:
+        if face == "map":
+            results = pool.map(make_large, range(2 * few), 1)
+        else:
+            pending = [pool.apply_async(make_large, (item,)) for item in range(2 * few)]
+            for result in pending:
+                result.wait(PATIENCE)
+            results = [result.get(PATIENCE) for result in pending]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert results == [LARGE] * (2 * few)
 
 
 def test_what_a_task_forks_has_nothing_of_its_worker(make_pool: MakePool, start_method: str) -> None:
