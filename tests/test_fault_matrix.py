@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -23,11 +22,9 @@ import pairpool
 from conftest import START_METHODS
 from fault_bench import Bench
 from fault_jobs import Cell, Face, by_calls_together, by_imap, by_map
-from faults import HOWS, LARGE, enlarge, place_in_packet
-from forks import run_in_child
+from faults import HOWS, place_in_packet
 from pairpool import _pacing
 from pairpool._scheduler import Scheduler
-from receiving import PATIENCE
 
 MATRIX = """
 where                  Exception Base     SystemExit Interrupt exit(0)  exit(3)  SIGKILL  SIGSEGV  stop+kill stop+end
@@ -178,18 +175,3 @@ def test_forked_cells_of_an_ordinary_user() -> None:
     done = _run_as_user(_ordinary_user(), HIS_PROGRAM, *options, f"{__file__}::{test_a_forked_cell.__name__}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "skipped" not in done.stdout.splitlines()[-1]
-
-
-@pytest.mark.xfail(
-    sys.version_info < (3, 13), reason="a large result keeps a descriptor until it is unpickled", strict=True
-)
-def test_large_results_may_outnumber_descriptors() -> None:
-    """However few descriptors the caller may have, all results come, and no worker is blamed for any."""
-
-    def call_and_wait() -> None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
-        with pairpool.get_context("fork").Pool(2) as pool:
-            results = [pool.apply_async(enlarge, (n,)) for n in range(2 * DESCRIPTORS)]
-            assert [result.get(PATIENCE) for result in results] == [LARGE] * len(results)
-
-    assert run_in_child(call_and_wait) == 0
