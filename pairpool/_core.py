@@ -117,6 +117,8 @@ class Core:
                     self.limits.look(scheduler.slots.values(), self._now())
                 if scheduler.may_steal:
                     scheduler.steal()
+            else:
+                self.limits.look_at = None
             if actions or events:
                 continue
             if (self._restaffs or roster.staff != self.size) and roster.maintain(self._slots_wanted()):

@@ -15,6 +15,7 @@ from typing import Protocol
 from pairpool._states import Packet, Slot, SlotState
 
 ASLEEP = 1_000_000_000  # ns after which, at the earliest, a worker is given up that does not take what it was sent
+UNHURRIED = 100_000_000  # ns after which, at the earliest, it is looked again where nothing with a limit runs
 PAUSE = 20_000_000  # ns that a worker has to write down its stack before it is killed
 
 
@@ -65,15 +66,16 @@ class TimeLimits:
         mark = self._engine.mark(slot.ident)
         packet = None if mark is None else slot.packets.get(mark[0])
         if mark is None or packet is None:
-            # None with a limit runs; one that begins now is not late before that. But is there anyone to begin it?
+            # None with a limit runs; one that begins now is not late before its limit, nor need that be seen at once
+            # where the worker was busy with something else. But is there anyone to begin it?
             if slot.state is SlotState.BUSY and self._is_asleep(slot, max(shortest, ASLEEP), now):
                 self._engine.kill(slot.ident)  # nothing has begun, so all of it runs elsewhere
                 return None
-            return now + shortest
+            return now + max(shortest, UNHURRIED)
         _, unit, since = mark
         limit = self._limit_of(packet, packet.first + unit)
         if not limit:
-            return now + shortest
+            return now + max(shortest, UNHURRIED)
         if now < since + limit:
             return since + limit
         return self._end(slot.ident, (packet.ident, unit), now)

@@ -13,10 +13,12 @@ import pytest
 
 import pairpool
 from pairpool import Retry, TimeLimitError
-from pairpool._limits import ASLEEP, PAUSE, TimeLimits
+from pairpool._limits import ASLEEP, PAUSE, UNHURRIED, TimeLimits
 from pairpool._packet import Flag, Mode
 from pairpool._states import Job, Packet, Slot, SlotState
+from pairpool._terms import Terms
 from receiving import PATIENCE
+from scenarios import Stage
 from tasks import Line, identity, wait_for, worker_pid
 from test_runner import Claims, run
 from zygotes import has_ended, stop_process
@@ -105,6 +107,14 @@ def test_time_counts_from_where_a_unit_began(limits: TimeLimits, watched: Watche
     assert watched.done == []
 
 
+def test_a_limit_is_forgotten_with_the_last_that_has_one(stage: Stage) -> None:
+    """Nobody looks, or wakes up, for what has ended."""
+    stage.call(stage.result(), 1, terms=Terms(None, 1.0, stage.dispatcher.encoder.definition))
+    assert stage.dispatcher.look_at is not None
+    stage.run()
+    assert stage.dispatcher.look_at is None
+
+
 @pytest.mark.parametrize("at", [None, (2, 0, 0), (99, 0, 0)])
 def test_what_has_no_limit_may_run_before(
     limits: TimeLimits, watched: Watched, at: tuple[int, int, int] | None
@@ -113,7 +123,9 @@ def test_what_has_no_limit_may_run_before(
     limits.watch(LIMIT, 0)
     watched.at = at
     limits.look([slot_with(LIMIT, 0)], 5 * LIMIT)
-    assert limits.look_at == 6 * LIMIT
+    assert limits.look_at == 5 * LIMIT + UNHURRIED  # not as often as so short a limit would have it
+    limits.look([slot_with(2 * UNHURRIED, 0)], limits.look_at)
+    assert limits.look_at == 5 * LIMIT + 3 * UNHURRIED
     assert watched.done == []
 
 
@@ -146,7 +158,8 @@ def test_a_worker_that_does_not_take_what_it_was_sent_is_given_up(limits: TimeLi
     limits.watch(LIMIT, 5)
     limits.look([slot], 4 + ASLEEP)
     assert watched.done == []
-    limits.look([slot], 5 + ASLEEP + LIMIT)
+    assert limits.look_at is not None
+    limits.look([slot], limits.look_at)
     assert watched.done == ["kill"]
     assert not limits.was_killed_for(7, 1, 0)
 
