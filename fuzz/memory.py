@@ -16,7 +16,7 @@ from fuzz.messages import ACCEPTED, outcome, require
 from fuzz.source import ANY_BYTES, Damage, Source, damaged
 from pairpool import _framing_c, _framing_py
 from pairpool._framing_py import CLAIM, MARK, PACKET_LIMIT, START, TAIL, UNIT_LIMIT
-from pairpool._handle import WorkerHandle, _records_are_sound
+from pairpool._handle import WorkerHandle, _highest_in_records
 from pairpool._outbox import SIZE, WORD, Outbox
 from pairpool._packet import COMMITTED_HEAD, OutcomeMode, Status
 from pairpool._runner import read_committed
@@ -74,10 +74,11 @@ def records_of(data: bytes, units: int) -> tuple[bytes, list[bytes]] | None:
 def check_records(records: Records) -> str:
     """Ask whether they are sound, and read those that are."""
     expected = records_of(*records)
-    sound = outcome(_records_are_sound, memoryview(records.data), records.units)
-    require(sound is (expected is not None), "records are sound or not", sound)
+    highest = outcome(_highest_in_records, memoryview(records.data), records.units)
     if expected is None:
+        require(highest > max(Status), "unsound records are told by a status that there is not", highest)
         return "unsound"
+    require(highest == max(expected[0], default=0), "of sound records the highest status is told", highest)
     read = outcome(read_committed, records.data, records.units)
     require(read == expected, "sound records are read as they were written", read)
     return ACCEPTED
@@ -134,10 +135,12 @@ def check_commit(commit: Commit) -> str:
         require(found is None, "no outcomes are found of another packet", found)
         return "none"
     data = bytes(outbox._view[WORD : WORD + used])
-    if records_of(data, units) is None:
+    records = records_of(data, units)
+    if records is None:
         require(found == (_CondemnedError, ""), "a worker whose outbox is unsound is to end", found)
         return "unsound"
-    expected = Outcomes(1, commit.packet, OutcomeMode.COMMITTED, first, units, 0, [data])
+    again = Status.AGAIN in records[0]
+    expected = Outcomes(1, commit.packet, OutcomeMode.COMMITTED, first, units, 0, [data], again)
     require(found == expected, "what is found is what was committed", found)
     return ACCEPTED
 

@@ -27,14 +27,14 @@ class Answers(Core):
     """A pool's core, and how it digests what an engine answers."""
 
     def on_outcomes(self, outcomes: Outcomes) -> None:
-        slot, ident, mode, offset, count, ran_ns, buffers = outcomes
+        slot, ident, mode, offset, count, ran_ns, buffers, again = outcomes
         events = self.events
         packet = self.scheduler.packets.get(ident)
         if packet is None or packet.slot.ident != slot or offset + count <= packet.done:
             del events[0]
             return
         shared = mode == OutcomeMode.SHARED and (packet.job.visible or offset < packet.done)
-        if offset > packet.done or offset + count > packet.count or shared:
+        if offset > packet.done or offset + count > packet.count or shared or (again and not packet.retries):
             self._condemn(slot)
             return
         record = Record(packet.first + offset, count, mode, buffers)
@@ -46,9 +46,8 @@ class Answers(Core):
             known |= packet.definitions
         if packet.needs:
             self.encoder.accept(packet.needs)
-        sorts = packet.retries and mode != OutcomeMode.SHARED  # in which there are no errors
-        records, again = self._sort_out(packet, record) if sorts else ((record,), ())
-        self.scheduler.result(packet, offset + count, ran_ns, records, self._now(), events, again)
+        records, units = self._sort_out(packet, record) if again else ((record,), ())
+        self.scheduler.result(packet, offset + count, ran_ns, records, self._now(), events, units)
 
     def _sort_out(self, packet: Packet, record: Record) -> tuple[tuple[Record, ...], tuple[Range, ...]]:
         """Outcomes, and the units that run again instead of having one."""

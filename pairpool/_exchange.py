@@ -58,7 +58,7 @@ class Exchange(Answers):
         sent += note
 
         outcomes = engine.exchange(slot.ident, packet, entry)
-        if outcomes is None or outcomes[2:5] != THE_ONE:
+        if outcomes is None or outcomes[2:5] != THE_ONE or outcomes.again:
             self.adopt_sent()
             return True
         call.sink.settle(outcomes.buffers[0][0], outcomes.buffers[1])

@@ -23,6 +23,7 @@ from pairpool._zygote import Spawned
 from pairpool.engines import Event, Handlers, Outcomes, SlotEnd
 
 _LAST_STATUS = max(Status)
+_NO_STATUS = 256  # more than a byte can say
 _CUT_OFF = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)  # plain: an `&` with the module's flags is a microsecond
 _UNKNOWN_EXIT_CODE = 255  # what multiprocessing says of a process whose exit code nobody could learn
 
@@ -165,10 +166,12 @@ class WorkerHandle:
         if found is None:
             return None
         first, units, records = found
-        if not _records_are_sound(records, units):
+        highest = _highest_in_records(records, units)
+        if highest > _LAST_STATUS:
             self._condemn(self.slot)
             return None
-        return Outcomes(self.slot, packet, OutcomeMode.COMMITTED, first, units, 0, [records])
+        again = highest == Status.AGAIN
+        return Outcomes(self.slot, packet, OutcomeMode.COMMITTED, first, units, 0, [records], again)
 
     # -- messages (digested with the dispatcher's lock held; each removes its event) --------------------------
 
@@ -226,15 +229,18 @@ class WorkerHandle:
         """Reads and checks the outcomes of a packet."""
         mode, offset, units, took = OUTCOMES_HEAD.unpack(buffers[0])
         payloads = buffers[1:]
+        highest: int = Status.OK
         if mode == OutcomeMode.SHARED:
             sound = len(payloads) == 1
         elif mode == OutcomeMode.SEPARATE:
-            sound = len(payloads) == 1 + units and _are_statuses(payloads[0], units)
+            sound = len(payloads) == 1 + units and len(payloads[0]) == units
+            highest = max(payloads[0], default=highest)
         else:
-            sound = mode == OutcomeMode.COMMITTED and len(payloads) == 1 and _records_are_sound(payloads[0], units)
-        if not sound or not units:
+            sound = mode == OutcomeMode.COMMITTED and len(payloads) == 1
+            highest = _highest_in_records(payloads[0], units)
+        if not sound or not units or highest > _LAST_STATUS:
             raise errors.FramingError("malformed outcomes")
-        return Outcomes(self.slot, packet, mode, offset, units, took, payloads)
+        return Outcomes(self.slot, packet, mode, offset, units, took, payloads, highest == Status.AGAIN)
 
     def on_recalled(self, raw: Any) -> None:
         """A packet was taken back from the worker's queue."""
@@ -254,22 +260,17 @@ class WorkerHandle:
         _closed = [*closing_all]
 
 
-def _are_statuses(statuses: Any, units: int) -> bool:
-    return len(statuses) == units and max(statuses, default=0) <= _LAST_STATUS
-
-
-def _records_are_sound(records: Any, units: int) -> bool:
-    """Whether an outbox's records are as many as told and add up to what there is."""
-    at = 0
+def _highest_in_records(records: Any, units: int) -> int:
+    """The highest status in an outbox's records; more than any where they are not as many as told or do not add up."""
+    at, highest = 0, 0
     try:
         for _ in range(units):
             length, status = COMMITTED_HEAD.unpack_from(records, at)
             at += COMMITTED_HEAD.size + length
-            if status > _LAST_STATUS:
-                return False
+            highest = max(highest, status)
     except struct.error:  # cut off
-        return False
-    return at == len(records)
+        return _NO_STATUS
+    return highest if at == len(records) else _NO_STATUS
 
 
 def _initializer_error(text: Any) -> errors.InitializerError:

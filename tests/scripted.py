@@ -91,7 +91,8 @@ class ScriptedWorker:
         if mode == OutcomeMode.SEPARATE:
             buffers = [bytes(status for status, _ in self._outcomes), *payloads]
         count = len(payloads)
-        outcomes = Outcomes(self.slot, self._packet, mode, self._ended - count, count, 1000 * count, buffers)
+        again = any(status == Status.AGAIN for status, _ in self._outcomes)
+        outcomes = Outcomes(self.slot, self._packet, mode, self._ended - count, count, 1000 * count, buffers, again)
         self._tell(self._engine.handlers.on_outcomes, outcomes)
         self._outcomes = []
 

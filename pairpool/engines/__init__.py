@@ -45,6 +45,7 @@ class Outcomes(NamedTuple):
     units: int
     ran_ns: int  # 0: not known
     buffers: Sequence[Any]
+    again: bool = False  # some are Status.AGAIN
 
 
 class SlotEnd(NamedTuple):

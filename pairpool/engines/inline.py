@@ -23,7 +23,7 @@ from operator import attrgetter, call
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pairpool._objects import ObjectCodec, ObjectEncoder
-from pairpool._packet import OUTCOMES_HEAD, Kind
+from pairpool._packet import OUTCOMES_HEAD, Kind, OutcomeMode, Status
 from pairpool._runner import Runner
 from pairpool._waiting import Deadline, Signal
 from pairpool.engines import Handlers, Outcomes, SlotEnd, WorkerPlan
@@ -248,5 +248,6 @@ class InlineEngine:
     def _send(self, kind: int, packet: int, buffers: Sequence[Any]) -> None:
         assert kind == Kind.OUTCOMES
         mode, offset, count, took = OUTCOMES_HEAD.unpack(buffers[0])
-        outcomes = Outcomes(self._taken[0].slot, packet, mode, offset, count, took, buffers[1:])
+        again = mode == OutcomeMode.SEPARATE and Status.AGAIN in buffers[1]
+        outcomes = Outcomes(self._taken[0].slot, packet, mode, offset, count, took, buffers[1:], again)
         self.handlers.events.append((self.handlers.on_outcomes, outcomes))

@@ -19,7 +19,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from pairpool._objects import ObjectCodec, ObjectEncoder
-from pairpool._packet import OUTCOMES_HEAD, Kind
+from pairpool._packet import OUTCOMES_HEAD, Kind, OutcomeMode, Status
 from pairpool._runner import Runner
 from pairpool._waiting import Signal
 from pairpool.engines import Handlers, Outcomes, SlotEnd, WorkerPlan
@@ -106,7 +106,8 @@ class _Slot:
         assert kind == Kind.OUTCOMES
         mode, offset, count, took = OUTCOMES_HEAD.unpack(buffers[0])
         handlers = self._engine.handlers
-        outcomes = Outcomes(self.ident, packet, mode, offset, count, took, buffers[1:])
+        again = mode == OutcomeMode.SEPARATE and Status.AGAIN in buffers[1]
+        outcomes = Outcomes(self.ident, packet, mode, offset, count, took, buffers[1:], again)
         handlers.events.append((handlers.on_outcomes, outcomes))
         handlers.drain()
 
