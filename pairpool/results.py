@@ -8,7 +8,6 @@ no unpickling. A result keeps its pool alive while it is pending.
 from __future__ import annotations
 
 import multiprocessing.pool as stdlib
-import threading
 from collections import deque
 from collections.abc import Callable, Generator
 from functools import partial
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from pairpool import errors
 from pairpool._dispatch import Deadline, OutcomeMode, Status, wake_all
+from pairpool._strikes import came_from_handler
 
 if TYPE_CHECKING:
     from pairpool._dispatch import BatchJob, Dispatcher, Feeder, Record, Settable
@@ -39,14 +39,7 @@ def load(loading: Callable[[], Any]) -> Outcome:
     try:
         return True, loading()
     except BaseException as error:
-        if threading.current_thread() is not threading.main_thread():
-            return False, error
-        again: list[Outcome] = []
-        # Where no handler strikes it raises as well, or it was a handler.
-        thread = threading.Thread(target=lambda: again.append(load(loading)), name="pairpool-load", daemon=True)
-        thread.start()
-        thread.join()
-        if again[0][0]:
+        if came_from_handler(error):
             raise
         return False, error
 

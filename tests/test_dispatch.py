@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import enum
+import functools
+import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from typing import Any
@@ -215,13 +219,13 @@ def test_an_iterator_gets_past_a_result_that_exits_when_it_is_loaded(make_pool: 
         results.next(60)
 
 
-_strikes: list[BaseException] = []  # of signal handlers, at results that are loaded on the main thread
+_strikes: list[int] = []  # signals that strike the main thread, at results that it loads
 
 
 def load_and_be_struck(item: int) -> int:
     """Load a result; a signal handler strikes meanwhile."""
     if _strikes and threading.current_thread() is threading.main_thread():
-        raise _strikes.pop()
+        signal.raise_signal(_strikes.pop())
     return item
 
 
@@ -235,11 +239,39 @@ class LoadedLater:
         return load_and_be_struck, (self._item,)
 
 
-@pytest.mark.parametrize("strike", [KeyboardInterrupt, TimeoutError, Interrupted])
+class Handler:
+    """A signal handler that raises."""
+
+    def __init__(self, error: type[BaseException]) -> None:
+        self._error = error
+
+    def __call__(self, *_: object) -> None:
+        """Raise."""
+        raise self._error
+
+    handle = __call__
+
+
+def function_that_raises(*_: object) -> None:
+    """Raise, as a handler."""
+    raise Interrupted
+
+
+HANDLERS: dict[str, Any] = {
+    "the default": (signal.default_int_handler, KeyboardInterrupt),
+    "a function": (function_that_raises, Interrupted),
+    "an object": (Handler(TimeoutError), TimeoutError),
+    "a method": (Handler(SystemExit).handle, SystemExit),
+    "a partial": (functools.partial(function_that_raises, 1), Interrupted),
+}
+
+
+@pytest.mark.parametrize("handler", HANDLERS)
 @pytest.mark.parametrize("face", ["imap", "map_async", "apply_async", "submit"])
-def test_what_a_handler_raises_is_no_outcome(make_pool: Any, face: str, strike: type[BaseException]) -> None:
+def test_what_a_handler_raises_is_no_outcome(make_pool: Any, face: str, handler: str) -> None:
     """It comes out of the call that it struck, however often, and the result is to be had afterwards."""
     pool = make_pool(1)
+    get: Callable[[], Any]
     if face == "imap":
         get = pool.imap(LoadedLater, [7]).__next__
     elif face == "submit":
@@ -247,11 +279,76 @@ def test_what_a_handler_raises_is_no_outcome(make_pool: Any, face: str, strike: 
     else:
         result = pool.map_async(LoadedLater, [7]) if face == "map_async" else pool.apply_async(LoadedLater, (7,))
         get = result.get
-    _strikes.extend(strike() for _ in range(3))
-    for _ in range(3):
-        with pytest.raises(strike):
-            get()
+    function, error = HANDLERS[handler]
+    before = signal.signal(signal.SIGINT, function)
+    try:
+        _strikes.extend([signal.SIGINT] * 3)
+        for _ in range(3):
+            with pytest.raises(error):
+                get()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert get() == ([7] if face == "map_async" else 7)
+
+
+class Colour(enum.Enum):
+    """Something whose loading fails within a call of its class."""
+
+    RED = 1
+
+
+def load_no_colour() -> Colour:
+    """Load a colour that there is not."""
+    return Colour(5)
+
+
+class LoadedAsNoColour:
+    """What cannot be loaded."""
+
+    def __reduce__(self) -> Any:
+        return load_no_colour, ()
+
+
+def test_what_loading_raises_is_an_outcome(make_pool: Any) -> None:
+    """Also where it comes up in what a signal's number or default has something to do with."""
+    results = make_pool(1).imap(call_it, [LoadedAsNoColour, int])
+    with pytest.raises(ValueError, match="5 is not a valid Colour"):
+        results.next(60)
+    assert results.next(60) == 0
+
+
+_mine = threading.RLock()
+
+
+def load_under_lock() -> None:
+    """Take a lock that the caller's thread has, and fail."""
+    with _mine:
+        raise KeyboardInterrupt
+
+
+class LoadedUnderLock:
+    """What cannot be loaded, and only the caller's thread can find that out."""
+
+    def __reduce__(self) -> Any:
+        return load_under_lock, ()
+
+
+def test_a_result_is_loaded_by_its_caller_and_nobody_else(make_pool: Any) -> None:
+    """Others might wait for what he holds: locks, or modules that are being imported."""
+    pool = make_pool(1)
+    with _mine:
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                pool.apply(LoadedUnderLock)
+        results = pool.imap(call_it, [LoadedUnderLock, int])
+        with pytest.raises(KeyboardInterrupt):
+            results.next(60)
+        assert results.next(60) == 0
+
+
+def call_it(kind: Callable[[], Any]) -> Any:
+    """Make one."""
+    return kind()
 
 
 def test_a_callback_that_exits_keeps_nobody_waiting(
