@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dis
 import inspect
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from types import CodeType, FrameType
@@ -52,6 +53,7 @@ class Interruption:
 
     def watch(self, action: Callable[[], Any]) -> bool:
         """Run something; return whether a handler's exception came out of it."""
+        before = signal.signal(signal.SIGUSR2, self._handle)  # the package tells handlers by what is set
         sys.settrace(self._enter)
         try:
             action()
@@ -59,6 +61,7 @@ class Interruption:
             return True
         finally:
             sys.settrace(None)
+            signal.signal(signal.SIGUSR2, before)
             self._called.clear()
         return False
 
@@ -98,9 +101,12 @@ class Interruption:
         self.passed.append(point)
         if len(self.passed) - 1 in self._strikes:
             self.struck.append(point)
-            if self._handler is None:
-                raise Interrupted
-            self._handler()
+            self._handle()
+
+    def _handle(self, number: int = signal.SIGUSR2, frame: FrameType | None = None) -> None:
+        if self._handler is None:
+            raise Interrupted
+        self._handler()
 
 
 class Undisturbed(Interruption):
