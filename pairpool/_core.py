@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from operator import call
-from typing import Any
+from typing import Any, cast
 
 from pairpool import errors
 from pairpool._codec import Definition
@@ -30,7 +30,7 @@ from pairpool._limits import TimeLimits
 from pairpool._scheduler import Scheduler
 from pairpool._states import Action, Job, Packet, Sent
 from pairpool._waiting import Settable, wake_all
-from pairpool.engines import Engine, Event
+from pairpool.engines import Engine, Event, Processes
 
 SHORTAGE = 1_000_000_000  # ns for which the system may have no room for a packet before its call is told
 RETRY = 5_000_000  # ns after which it is asked again: nothing tells when there is room
@@ -57,8 +57,11 @@ class Core:
         self.starving = False  # slots idle and no unit waits: feeders are to drain at once
         self.shutting = False  # the engine was told to end
         self.sent: list[Sent] = []  # a packet that is sent and not recorded yet (_exchange.py); one at most
-        self.at_rest = False  # nothing is waiting, in flight or ending: a call need not be scheduled
-        self.limits = TimeLimits(engine, self._limit_of)
+        self.heard: deque[Event] = deque()  # what its worker said and is not digested yet; one at most
+        self.at_rest = (
+            False  # nothing is waiting, in flight or ending: a worker process may be sent a call that is not scheduled
+        )
+        self.limits = TimeLimits(cast(Processes, engine.processes), self._limit_of)  # only processes' units have any
         self._known: dict[int, set[int]] = {}  # by slot: definitions that its worker has confirmed
         self._carried: dict[int, weakref.ref[Definition]] = {}  # definitions that workers may have
         self._dropped: deque[int] = deque()  # those that are gone
@@ -143,7 +146,7 @@ class Core:
 
     def adopt_sent(self) -> None:
         """Records a packet that was sent, and has what its worker was heard to say digested like anything else."""
-        heard = self.engine.heard
+        heard = self.heard
         if heard:
             # Before whatever has come since. One C call for both, so that no signal handler strikes between them.
             steps: tuple[Callable[[], object], ...] = (partial(self.events.appendleft, heard[0]), heard.clear)

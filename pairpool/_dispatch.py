@@ -110,7 +110,7 @@ class Dispatcher(Exchange):
 
     def call_and_wait(self, call: Call) -> None:
         """Adds one call whose caller waits: it may be settled on return."""
-        if self.at_rest and not self._holder and not self.waiters and self.engine.exchanges:
+        if self.at_rest and not self._holder and not self.waiters:
             me = get_ident()
             try:
                 with self._lock:

@@ -13,7 +13,7 @@ Calls that take longer than that are not tried.
 
 Interruption
 ============
-Before a packet is sent a note of it is left in `sent`, and what a worker is heard to say stays in the engine's `heard`;
+Before a packet is sent a note of it is left in `sent`, and what a worker is heard to say stays in `heard`;
 both are removed in one commit with what follows from them. Where a signal handler raises in between, the next digest
 finds the note and records the packet: its worker is busy, and its answer comes as any other.
 """
@@ -35,7 +35,10 @@ class Exchange(Answers):
     def exchange(self, call: Call) -> bool:
         """Sends a call; it may be settled on return. False where it has to be scheduled: then nothing was sent."""
         scheduler, engine, calls = self.scheduler, self.engine, self.calls
-        if not self.at_rest or self.events or calls.incoming or self._dropped or calls.plan.unit_ns > SHORT:
+        processes = engine.processes
+        if processes is None or not self.at_rest or self.events or calls.incoming or self._dropped:
+            return False
+        if calls.plan.unit_ns > SHORT:
             return False
         if scheduler.changed:
             scheduler.roster.file()
@@ -50,14 +53,14 @@ class Exchange(Answers):
             entry, size = engine.entry(slot.ident, packet, body)
         except (OSError, MemoryError):
             return False
-        sent, heard = self.sent, engine.heard
+        sent, heard = self.sent, self.heard
         note = (Sent(packet, slot, calls.plan, body, size, calls.calls, call),)
         # commit
         scheduler.next_packet = packet + 1
         self.at_rest = False
         sent += note
 
-        outcomes = engine.exchange(slot.ident, packet, entry)
+        outcomes = processes.exchange(slot.ident, packet, entry, heard)
         if outcomes is None or outcomes[2:5] != THE_ONE or outcomes.again:
             self.adopt_sent()
             return True

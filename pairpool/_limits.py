@@ -10,38 +10,25 @@ With the dispatcher's lock held. An interrupted look is done again: a stack aske
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from pairpool._states import Packet, Slot, SlotState
+
+if TYPE_CHECKING:
+    from pairpool.engines import Processes
 
 ASLEEP = 1_000_000_000  # ns after which, at the earliest, a worker is given up that does not take what it was sent
 UNHURRIED = 100_000_000  # ns after which, at the earliest, it is looked again where nothing with a limit runs
 PAUSE = 20_000_000  # ns that a worker has to write down its stack before it is killed
 
 
-class Watched(Protocol):
-    """What an engine does about it."""
-
-    def mark(self, slot: int) -> tuple[int, int, int] | None:
-        """The packet and unit that run at a slot, and since when in ns; None where none does."""
-
-    def has_taken(self, slot: int, packet: int) -> bool:
-        """Whether the slot's worker is with this packet, or has been."""
-
-    def dump(self, slot: int) -> None:
-        """Has the slot's worker write down its stack."""
-
-    def kill(self, slot: int) -> None:
-        """Ends the slot's worker, and all that it has started."""
-
-
 class TimeLimits:
     """The limits of everything in flight."""
 
-    def __init__(self, engine: Watched, limit_of: Callable[[Packet, int], int]) -> None:
+    def __init__(self, processes: Processes, limit_of: Callable[[Packet, int], int]) -> None:
         """`limit_of`: the limit of a unit of a packet, in ns; 0: none."""
         self.look_at: int | None = None  # ns; None: nothing in flight has a limit
-        self._engine = engine
+        self._processes = processes
         self._limit_of = limit_of
         self._dumped: dict[int, tuple[tuple[int, int], int]] = {}  # by slot: packet and unit, and when
         self._killed: dict[int, tuple[int, int]] = {}  # by slot
@@ -63,13 +50,13 @@ class TimeLimits:
         shortest = min([packet.limit for packet in slot.packets.values() if packet.limit], default=0)
         if not shortest or slot.ident in self._killed:
             return None
-        mark = self._engine.mark(slot.ident)
+        mark = self._processes.mark(slot.ident)
         packet = None if mark is None else slot.packets.get(mark[0])
         if mark is None or packet is None:
             # None with a limit runs; one that begins now is not late before its limit, nor need that be seen at once
             # where the worker was busy with something else. But is there anyone to begin it?
             if slot.state is SlotState.BUSY and self._is_asleep(slot, max(shortest, ASLEEP), now):
-                self._engine.kill(slot.ident)  # nothing has begun, so all of it runs elsewhere
+                self._processes.kill(slot.ident)  # nothing has begun, so all of it runs elsewhere
                 return None
             return now + max(shortest, UNHURRIED)
         _, unit, since = mark
@@ -83,18 +70,18 @@ class TimeLimits:
     def _is_asleep(self, slot: Slot, patience: int, now: int) -> bool:
         """Whether its worker has not taken what it was to take that long ago: somebody has stopped it."""
         head = next(iter(slot.packets.values()))
-        return 0 < head.since <= now - patience and not self._engine.has_taken(slot.ident, head.ident)
+        return 0 < head.since <= now - patience and not self._processes.has_taken(slot.ident, head.ident)
 
     def _end(self, slot: int, unit: tuple[int, int], now: int) -> int | None:
         dumped, at = self._dumped.get(slot, (None, now))
         if dumped != unit:
             self._dumped[slot] = unit, now
-            self._engine.dump(slot)
+            self._processes.dump(slot)
             return now + PAUSE
         if now < at + PAUSE:
             return at + PAUSE
         self._killed[slot] = unit
-        self._engine.kill(slot)
+        self._processes.kill(slot)
         return None
 
     def was_killed_for(self, slot: int, packet: int | None, unit: int) -> bool:

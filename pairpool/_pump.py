@@ -32,12 +32,12 @@ from _thread import get_ident
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pairpool import _descriptors, _framing
 from pairpool._handle import WorkerHandle
 from pairpool._waiting import Deadline
-from pairpool.engines import Handlers
+from pairpool.engines import Event, Handlers
 
 if TYPE_CHECKING:
     from pairpool._waiting import Settable
@@ -83,7 +83,6 @@ class Pump:
     def __init__(self, handlers: Handlers, wake: Callable[[], None]) -> None:
         """`wake`: has the I/O thread digest what was received."""
         self.receiving = threading.RLock()
-        self.heard: deque[Any] = deque()  # (handler, what it is to read)
         self.pumpers = 0
         self._pumper = 0
         self._handlers = handlers
@@ -133,8 +132,8 @@ class Pump:
             while _framing.receive(handle.tasks, self._handlers.events, handle.on_message, BATCH) == BATCH:
                 pass
 
-    def hear(self, handle: WorkerHandle, send: Callable[[], bool]) -> None:
-        """Has something sent to a worker, and receives one message of it, if that comes within the spin.
+    def hear(self, handle: WorkerHandle, send: Callable[[], bool], heard: deque[Event]) -> None:
+        """Has something sent to a worker, and leaves one message of it in `heard`, if that comes within the spin.
 
         `send`: returns False where it could not be sent yet. With the dispatcher's lock held, so not with `receiving`:
         whoever has that may be struck by a handler that wants the lock. It is not needed: no worker's end is digested
@@ -144,7 +143,7 @@ class Pump:
         try:
             modify(self.channels, 0)  # or it would wake the I/O thread
             if send():
-                _framing.await_message(handle.tasks, self.heard, handle.on_message, SPIN)
+                _framing.await_message(handle.tasks, heard, handle.on_message, SPIN)
         finally:
             modify(self.channels, ARMED)
 

@@ -213,7 +213,7 @@ def _is_ours(pool: stdlib.Pool) -> bool:
 
 
 def _terms(retry: _dispatch.Retry | None, time_limit: float | None, engine: _dispatch.Engine) -> _dispatch.Terms | None:
-    if time_limit is not None and not engine.kills:
+    if time_limit is not None and engine.processes is None:
         raise ValueError("threads cannot be ended, so their items have no time_limit")
     return (
         None if retry is None and time_limit is None else _dispatch.Terms(retry, time_limit, engine.encoder.definition)

@@ -15,7 +15,7 @@ from pairpool._jobs import Encoder
 from pairpool._objects import NOTHING, ObjectEncoder
 from pairpool._packet import DEFINITION_HEAD, TASKS_HEAD, Flag, Mode, OutcomeMode, Status
 from pairpool._waiting import Settable
-from pairpool.engines import Handlers, Outcomes, SlotEnd, WorkerPlan
+from pairpool.engines import Event, Handlers, Outcomes, SlotEnd, WorkerPlan
 
 
 class ScriptedWorker:
@@ -179,11 +179,11 @@ class ScriptedEngine:
     credit = 8
     packet_room = 1
     body_room = 1 << 62
+    prompt = True  # an idle worker answers before its caller would have slept
 
     def __init__(self) -> None:
         self.encoder: Encoder = ObjectEncoder()
         self.outbox: deque[Any] = deque()
-        self.heard = deque()
         self.marks: dict[int, tuple[int, int, int]] = {}
         self.dumped: list[int] = []
         self.by_slot: dict[int, ScriptedWorker] = {}
@@ -212,18 +212,19 @@ class ScriptedEngine:
             if slot in self.by_slot:
                 self.by_slot[slot].queue.append((packet, buffers))
 
-    exchanges = kills = True
-    heard: deque[Any]
-    prompt = True  # an idle worker answers before its caller would have slept
+    @property
+    def processes(self) -> ScriptedEngine:
+        """Itself: it can all that an engine of processes can."""
+        return self
 
-    def exchange(self, slot: int, packet: int, entry: Any) -> Outcomes | None:
+    def exchange(self, slot: int, packet: int, entry: Any, heard: deque[Event]) -> Outcomes | None:
         """Send a packet, and return what is answered."""
         self.outbox.append(entry)
         self.flush()
         if not self.prompt or slot not in self.by_slot:
             return None
         outcomes = self.by_slot[slot].answer()
-        self.heard.append((self.handlers.on_outcomes, outcomes))
+        heard.append((self.handlers.on_outcomes, outcomes))
         return outcomes
 
     def recall(self, slot: int) -> None:

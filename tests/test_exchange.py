@@ -81,8 +81,8 @@ def test_an_answer_to_something_else_is_digested_as_such(stage: Stage, monkeypat
     """An engine that has outcomes of another shape than one call's is believed only as far as any other."""
     exchange = stage.engine.exchange
 
-    def exaggerate(slot: int, packet: int, entry: Any) -> Any:
-        outcomes = exchange(slot, packet, entry)
+    def exaggerate(*args: Any) -> Any:
+        outcomes = exchange(*args)
         assert outcomes is not None
         return outcomes._replace(units=2, buffers=[bytes(2), 7, 7])
 

@@ -49,6 +49,10 @@ class Watched:
         """Whether it is awake."""
         return packet in self.taken
 
+    def exchange(self, *_: Any) -> None:
+        """Nothing is sent here."""
+        raise AssertionError
+
     def dump(self, _: int) -> None:
         """Ask for its stack."""
         self.done.append("dump")

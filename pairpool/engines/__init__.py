@@ -123,6 +123,28 @@ class WorkerPlan:
     initargs: tuple[Any, ...] = ()
 
 
+class Processes(Protocol):
+    """What an engine offers beyond the rest where its slots are processes: to be heard at once, watched and killed."""
+
+    def exchange(self, slot: int, packet: int, entry: Any, heard: deque[Event]) -> Outcomes | None:
+        """Sends this packet, and looks for its outcomes for as long as it is not worth to sleep.
+
+        What the slot's worker said is left in `heard`, and removed by the caller; None where that is no outcomes.
+        """
+
+    def mark(self, slot: int) -> tuple[int, int, int] | None:
+        """The packet and unit that run at a slot, and since when in ns; None where none does."""
+
+    def has_taken(self, slot: int, packet: int) -> bool:
+        """Whether the slot's worker is with this packet, or has been with it last."""
+
+    def dump(self, slot: int) -> None:
+        """Has the slot's worker write down its stack, for its `SlotEnd`."""
+
+    def kill(self, slot: int) -> None:
+        """Ends the slot's worker, and all that it has started."""
+
+
 class Engine(Protocol):
     """See the module's head for the rules."""
 
@@ -131,9 +153,10 @@ class Engine(Protocol):
     packet_room: int  # bytes the largest packet takes of it
     body_room: int  # bytes of a packet's buffers up to which it travels cheapest
     outbox: deque[Any]  # entries in the order in which they are to be sent
-    exchanges: bool  # has `exchange`
-    kills: bool  # has `mark`, `has_taken`, `dump` and `kill`: units may have limits
-    heard: deque[Event]  # what was received in an exchange and is not digested yet; one at most
+
+    @property
+    def processes(self) -> Processes | None:
+        """Itself, where its slots are processes."""
 
     def start(self, handlers: Handlers, plan: WorkerPlan, slots: Sequence[int]) -> None:
         """Comes up with a worker for each of `slots`; raises where that is impossible, leaving nothing."""
@@ -146,12 +169,6 @@ class Engine(Protocol):
 
     def flush(self) -> None:
         """Sends what is in the outbox."""
-
-    def exchange(self, slot: int, packet: int, entry: Any) -> Outcomes | None:
-        """Sends this packet, and looks for its outcomes for as long as it is not worth to sleep.
-
-        What the slot's worker said is left in `heard`, and removed by the caller; None where that is no outcomes.
-        """
 
     def recall(self, slot: int) -> None:
         """Takes back every packet that the slot's worker has not taken."""
@@ -167,18 +184,6 @@ class Engine(Protocol):
 
     def condemn(self, slot: int) -> None:
         """The slot's worker answers nonsense: it is to end at once."""
-
-    def mark(self, slot: int) -> tuple[int, int, int] | None:
-        """The packet and unit that run at a slot, and since when in ns; None where none does."""
-
-    def has_taken(self, slot: int, packet: int) -> bool:
-        """Whether the slot's worker is with this packet, or has been with it last."""
-
-    def dump(self, slot: int) -> None:
-        """Has the slot's worker write down its stack, for its `SlotEnd`."""
-
-    def kill(self, slot: int) -> None:
-        """Ends the slot's worker, and all that it has started."""
 
     def forget(self, slot: int, definition: int) -> None:
         """The slot's worker will not be sent units of this definition again."""

@@ -47,11 +47,11 @@ class InlineEngine:
     credit = 1 << 62
     packet_room = 0
     body_room = 1 << 62
+    processes = None
 
     def __init__(self) -> None:
         self.encoder: Encoder = ObjectEncoder()
         self.outbox: deque[_Packet] = deque()
-        self.heard: deque[Any] = deque()
         self._queues: dict[int, deque[_Packet]] = {}  # by slot
         self._starting: deque[int] = deque()
         self._taken: list[_Packet] = []  # at most one
@@ -83,23 +83,6 @@ class InlineEngine:
 
     def entry(self, slot: int, packet: int, body: Body) -> tuple[Any, int]:
         return _Packet(slot, packet, body.buffers), 0
-
-    exchanges = kills = False
-
-    def exchange(self, slot: int, packet: int, entry: Any) -> Outcomes | None:
-        raise NotImplementedError
-
-    def mark(self, slot: int) -> tuple[int, int, int] | None:
-        raise NotImplementedError
-
-    def has_taken(self, slot: int, packet: int) -> bool:
-        raise NotImplementedError
-
-    def dump(self, slot: int) -> None:
-        raise NotImplementedError
-
-    def kill(self, slot: int) -> None:
-        raise NotImplementedError
 
     def flush(self) -> None:
         outbox = self.outbox

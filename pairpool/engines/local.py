@@ -94,7 +94,6 @@ class LocalEngine:
             self._zygote = Zygote.start(self._context, WorkerSetup(plan.initializer, plan.initargs))
             undo.pop_all()
         self._outer = self._pump.outer
-        self.heard = self._pump.heard
         try:
             for slot in slots:
                 self._open(slot)
@@ -124,12 +123,14 @@ class LocalEngine:
         if not self._outgoing.flush(self.handlers, self._condemn_at):
             self.wake()  # the kernel pushes back: the I/O thread tries again
 
-    exchanges = kills = True
+    @property
+    def processes(self) -> LocalEngine:
+        return self
 
-    def exchange(self, slot: int, packet: int, entry: Any) -> Outcomes | None:
-        handle, heard = self._handles[slot], self.heard
+    def exchange(self, slot: int, packet: int, entry: Any, heard: deque[Event]) -> Outcomes | None:
+        handle = self._handles[slot]
         self.outbox.append(entry)
-        self._pump.hear(handle, self._send)
+        self._pump.hear(handle, self._send, heard)
         return handle.answer(packet, heard[0][1]) if heard else None
 
     def _send(self) -> bool:

@@ -151,11 +151,11 @@ class ThreadEngine:
     credit = 1 << 62  # nothing is copied, so nothing is counted
     packet_room = 0
     body_room = 1 << 62
+    processes = None
 
     def __init__(self) -> None:
         self.encoder: Encoder = ObjectEncoder()
         self.outbox: deque[tuple[int, int, Sequence[Any]]] = deque()
-        self.heard: deque[Any] = deque()
         self.plan = WorkerPlan()
         self._slots: dict[int, _Slot] = {}
         self._started = 0
@@ -197,23 +197,6 @@ class ThreadEngine:
 
     def entry(self, slot: int, packet: int, body: Body) -> tuple[Any, int]:
         return (slot, packet, body.buffers), 0
-
-    exchanges = kills = False
-
-    def exchange(self, slot: int, packet: int, entry: Any) -> Outcomes | None:
-        raise NotImplementedError
-
-    def mark(self, slot: int) -> tuple[int, int, int] | None:
-        raise NotImplementedError
-
-    def has_taken(self, slot: int, packet: int) -> bool:
-        raise NotImplementedError
-
-    def dump(self, slot: int) -> None:
-        raise NotImplementedError
-
-    def kill(self, slot: int) -> None:
-        raise NotImplementedError
 
     def flush(self) -> None:
         outbox = self.outbox
