@@ -46,7 +46,7 @@ from pairpool import errors
 from pairpool._codec import Definition, DefinitionKind, Payload
 from pairpool._exchange import Exchange
 from pairpool._feeder import Feeder
-from pairpool._jobs import BatchJob, Call, Encoder, Record
+from pairpool._jobs import BatchJob, Call, Record
 from pairpool._packet import OutcomeMode, Status
 from pairpool._size import default_size
 from pairpool._terms import Retry, Terms
@@ -60,7 +60,6 @@ __all__ = [
     "Deadline",
     "DefinitionKind",
     "Dispatcher",
-    "Encoder",
     "Engine",
     "Feeder",
     "OutcomeMode",

@@ -323,20 +323,7 @@ class BatchJob:
                     limit = len(payloads)
                     break
                 payloads.append(Payload(data))
-        return pack_body(
-            self._encoder,
-            mode,
-            self._flags,
-            self.chunk,
-            self.definition.ident,
-            first,
-            definitions,
-            [],
-            payloads,
-            limit,
-            self._filters,
-            self._limit_ns,
-        )
+        return self._pack(mode, first, definitions, payloads, limit)
 
     def _build_prepared(self, first: int, limit: int, definitions: Sequence[Definition], room: int) -> Body:
         payloads: list[Payload | None] = []
@@ -348,6 +335,16 @@ class BatchJob:
                     break
             payloads.append(payload)
         mode = Mode.SEPARATE if self.unit == 1 else Mode.CHUNKS
+        return self._pack(mode, first, definitions, payloads, None)
+
+    def _pack(
+        self,
+        mode: Mode,
+        first: int,
+        definitions: Sequence[Definition],
+        payloads: list[Payload | None],
+        units: int | None,
+    ) -> Body:
         return pack_body(
             self._encoder,
             mode,
@@ -358,7 +355,7 @@ class BatchJob:
             definitions,
             [],
             payloads,
-            None,
+            units,
             self._filters,
             self._limit_ns,
         )

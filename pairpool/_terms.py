@@ -91,9 +91,9 @@ class Tries:
         self._failures: dict[int, frozenset[int]] = {}  # by unit: the packets
         self._deaths: dict[int, frozenset[int]] = {}
 
-    def fail(self, plan: Terms | None, unit: int, packet: int, *, died: bool) -> bool:
+    def fail(self, terms: Terms | None, unit: int, packet: int, *, died: bool) -> bool:
         """Notes that a unit failed, or killed its worker, with a packet; returns whether it is run again."""
-        if plan is None or plan.retry is None:
+        if terms is None or terms.retry is None:
             return False
         failures = self._failures.get(unit, frozenset()) | {packet}
         deaths = self._deaths.get(unit, frozenset())
@@ -101,7 +101,7 @@ class Tries:
             deaths |= {packet}
         self._failures[unit] = failures
         self._deaths[unit] = deaths
-        return len(failures) <= plan.retry.times and len(deaths) < plan.retry.deaths
+        return len(failures) <= terms.retry.times and len(deaths) < terms.retry.deaths
 
     def in_words(self, unit: int) -> str:
         """What there is to say of a unit that is not run again."""

@@ -31,7 +31,20 @@ class PoolTerminatedError(PairpoolError):
     """Raised by a result that was still pending when its pool was terminated."""
 
 
-class WorkerLostError(PairpoolError):
+class _EndedTaskError(PairpoolError):
+    """Tells also where a worker was in what it ran."""
+
+    def __init__(self, message: str, *details: object, task: str, seconds: float | None, stack: str) -> None:
+        super().__init__(message, *details, task, seconds, stack)
+        self.task = task
+        self.seconds = seconds
+        self.stack = stack
+
+    def __str__(self) -> str:
+        return f"{self.args[0]}\n\n{self.stack}" if self.stack else str(self.args[0])
+
+
+class WorkerLostError(_EndedTaskError):
     """Raised by the one item whose worker died while running it.
 
     Args:
@@ -52,15 +65,9 @@ class WorkerLostError(PairpoolError):
         seconds: float | None = None,
         stack: str = "",
     ) -> None:
-        super().__init__(message, pid, exitcode, task, seconds, stack)
+        super().__init__(message, pid, exitcode, task=task, seconds=seconds, stack=stack)
         self.pid = pid
         self.exitcode = exitcode
-        self.task = task
-        self.seconds = seconds
-        self.stack = stack
-
-    def __str__(self) -> str:
-        return f"{self.args[0]}\n\n{self.stack}" if self.stack else str(self.args[0])
 
     @classmethod
     def of(
@@ -92,7 +99,7 @@ def end_in_words(exitcode: int | None) -> str:
         return f"was killed by signal {-exitcode}"
 
 
-class TimeLimitError(PairpoolError, builtins.TimeoutError):
+class TimeLimitError(_EndedTaskError, builtins.TimeoutError):
     """Raised by an item that took longer than it may (``Pool.options(time_limit=...)``); its worker was killed.
 
     Args:
@@ -103,13 +110,7 @@ class TimeLimitError(PairpoolError, builtins.TimeoutError):
     """
 
     def __init__(self, message: str, task: str = "", seconds: float = 0.0, stack: str = "") -> None:
-        super().__init__(message, task, seconds, stack)
-        self.task = task
-        self.seconds = seconds
-        self.stack = stack
-
-    def __str__(self) -> str:
-        return f"{self.args[0]}\n\n{self.stack}" if self.stack else str(self.args[0])
+        super().__init__(message, task=task, seconds=seconds, stack=stack)
 
     @classmethod
     def of(cls, limit: float, task: str, seconds: float, stack: str) -> TimeLimitError:

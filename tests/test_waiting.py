@@ -42,6 +42,19 @@ def in_time(action: Callable[[], object]) -> None:
         raise failed[0]
 
 
+def watch_for_sleep(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Return what is set when a thread goes to sleep in a wait."""
+    asleep = threading.Event()
+    sleep = _dispatch._wait
+
+    def tell_and_sleep(*args: Any) -> None:
+        asleep.set()
+        sleep(*args)
+
+    monkeypatch.setattr(_dispatch, "_wait", tell_and_sleep)
+    return asleep
+
+
 def strike_within_wait(monkeypatch: pytest.MonkeyPatch, handler: Callable[[], object]) -> None:
     """Have something strike this thread when it next waits on channels."""
     wait_ready, struck = _framing.wait_ready, get_ident()
@@ -149,14 +162,7 @@ def test_whoever_pumps_next_keeps_nobody_waiting_either(
     first, second, third = (make_line() for _ in range(3))
     pool = make_pool(3)
     waited = pool.apply_async(wait_for, (second,))
-    asleep = threading.Event()
-    sleep = _dispatch._wait
-
-    def tell_and_sleep(*args: Any) -> None:
-        asleep.set()
-        sleep(*args)
-
-    monkeypatch.setattr(_dispatch, "_wait", tell_and_sleep)
+    asleep = watch_for_sleep(monkeypatch)
     pumping = threading.Event()
     sleeper = threading.Thread(target=waited.get, daemon=True)
 
@@ -238,14 +244,7 @@ def test_a_handler_that_has_waited_keeps_nobody_else_waiting(
     gate, second = make_line(), make_line()
     pool = make_pool(2)
     waited, other = pool.apply_async(wait_for, (gate,)), pool.apply_async(wait_for, (second,))
-    asleep = threading.Event()
-    sleep = _dispatch._wait
-
-    def tell_and_sleep(*args: Any) -> None:
-        asleep.set()
-        sleep(*args)
-
-    monkeypatch.setattr(_dispatch, "_wait", tell_and_sleep)
+    asleep = watch_for_sleep(monkeypatch)
     sleeper = threading.Thread(target=other.get, daemon=True)
 
     def handler() -> None:
