@@ -25,10 +25,11 @@ from typing import Any, cast
 from pairpool import errors
 from pairpool._codec import Definition
 from pairpool._feeder import CLOSED, Feeder
-from pairpool._jobs import BatchJob, CallJob
-from pairpool._limits import TimeLimits
+from pairpool._jobs import BatchJob, CallJob, Sink
+from pairpool._limits import Limits
 from pairpool._scheduler import Scheduler
-from pairpool._states import Action, Job, Packet, Sent
+from pairpool._states import Action, Job, Packet, Sent, Slot, SlotState
+from pairpool._terms import Terms
 from pairpool._waiting import Settable, wake_all
 from pairpool.engines import Engine, Event, Processes
 
@@ -61,7 +62,8 @@ class Core:
         self.at_rest = (
             False  # nothing is waiting, in flight or ending: a worker process may be sent a call that is not scheduled
         )
-        self.limits = TimeLimits(cast(Processes, engine.processes), self._limit_of)  # only processes' units have any
+        # Only processes' units have any.
+        self.limits = Limits(cast(Processes, engine.processes), self._terms_of, self._close_slot)
         self._known: dict[int, set[int]] = {}  # by slot: definitions that its worker has confirmed
         self._carried: dict[int, weakref.ref[Definition]] = {}  # definitions that workers may have
         self._dropped: deque[int] = deque()  # those that are gone
@@ -121,7 +123,7 @@ class Core:
                 if scheduler.may_steal:
                     scheduler.steal()
             else:
-                self.limits.look_at = None
+                self.limits.clear()
             if actions or events:
                 continue
             if (self._restaffs or roster.staff != self.size) and roster.maintain(self._slots_wanted()):
@@ -185,10 +187,16 @@ class Core:
         """Where the units of a job come from; None where it has ended."""
         return self.calls if job is self.calls.plan else self.batches.get(job.ident)
 
-    def _limit_of(self, packet: Packet, unit: int) -> int:
+    def _terms_of(self, packet: Packet, unit: int) -> Terms | None:
         source = self.source_of(packet.job)
-        terms = None if source is None else source.terms_of(unit)
-        return 0 if terms is None else terms.limit_ns
+        return None if source is None else source.terms_of(unit)
+
+    def _close_slot(self, slot: Slot) -> None:
+        """Has nothing more begin at a slot."""
+        looks = tuple([(Action.LOOK, slot.ident, packet, True) for packet in slot.packets])
+        if slot.state is not SlotState.RETIRING:
+            self.scheduler.roster.retire(slot)
+        self.scheduler.actions += looks
 
     def _refuse(self, job: Job, first: int, count: int, error: BaseException) -> None:
         """Units cannot be sent, and end with that."""
@@ -364,6 +372,21 @@ class Core:
         if job.ident in self.batches:
             job.sink.fail(errors.PoolTerminatedError("the call was abandoned"))
             self._forget(job)
+        del self.events[0]
+
+    def on_cancel_call(self, sink: Sink) -> None:
+        """Nobody waits for this call any more: it does not begin, or is ended."""
+        calls, actions = self.calls, self.scheduler.actions
+        recall: tuple[tuple[Any, ...], ...] = ()
+        for packet in self.scheduler.packets.values():
+            if packet.job is calls.plan:
+                sinks = [calls.sink_of(unit) for unit in range(packet.first, packet.first + packet.count)]
+                if sink in sinks:
+                    self.limits.cancel(packet, sinks.index(sink), self._now())
+                    slot = packet.slot.ident
+                    recall = ((Action.RECALL, slot), (Action.LOOK, slot, packet.ident, True))
+        # commit
+        actions += recall
         del self.events[0]
 
     def on_resize(self, size: int) -> None:

@@ -35,7 +35,6 @@ from __future__ import annotations
 
 import sys
 import threading
-import time
 import weakref
 from _thread import allocate_lock, get_ident
 from collections import deque
@@ -197,10 +196,6 @@ class Dispatcher(Exchange):
     def digesting_here(self) -> bool:
         """Whether its own thread has the lock: then what calls is a signal handler or finalizer that struck there."""
         return self._holder == get_ident()
-
-    def seconds_to_look(self) -> float | None:
-        look_at = self.look_at
-        return None if look_at is None else max(0.0, (look_at - time.monotonic_ns()) / 1e9)
 
     def wait(self, ready: Callable[[], bool], watched: list[Settable], timeout: float | None = None) -> bool:
         """Blocks until `ready()`, or for `timeout` seconds; returns `ready()`.

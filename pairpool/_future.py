@@ -110,16 +110,26 @@ class Future(concurrent.futures.Future[T]):
             else:
                 self._exception = value
 
-    def cancel(self) -> bool:
-        """As the standard library's: True where the call has not been handed to a worker, and never will be."""
+    def cancel(self, *, running: bool = False) -> bool:
+        """As the standard library's: True where the call has not been handed to a worker, and never will be.
+
+        With `running` also one that has been: nobody waits for it any more, and if it has begun `TaskCancelledError`
+        is raised in it. Where it does not end by that within a second its worker gets SIGTERM, and is killed after
+        another, with everything that it started. In a `ThreadPool` a call that runs cannot be ended.
+        """
+        dispatcher = self._dispatcher
+        ends = running and dispatcher.engine.processes is not None
         with self._condition:
             # Seen and changed by operators alone, as in `begin`: no other thread comes between.
-            cancels = self._state == "PENDING"
+            began = self._state == "RUNNING"
+            cancels = self._state == "PENDING" or (began and ends)
             if cancels:
                 self._state = "CANCELLED"
                 self._condition.notify_all()
                 self.set_running_or_notify_cancel()
         if cancels:
+            if began:
+                dispatcher.post(dispatcher.on_cancel_call, self)
             self._invoke_callbacks()  # type: ignore[attr-defined]  # the standard library's own
             self._leave()
         return self.cancelled()

@@ -17,8 +17,8 @@ from typing import Any
 from pairpool import _channel, _descriptors, _framing, errors
 from pairpool._cgroup import OomWatch
 from pairpool._outbox import Outbox
-from pairpool._packet import COMMITTED_HEAD, OUTCOMES_HEAD, Kind, OutcomeMode, Status
-from pairpool._page import DUMP_SIGNAL, Mark, Page, Phase
+from pairpool._packet import COMMITTED_HEAD, OUTCOMES_HEAD, Kind, OutcomeMode, Reason, Status
+from pairpool._page import DUMP_SIGNAL, INTERRUPT_SIGNAL, Mark, Page, Phase
 from pairpool._zygote import Spawned
 from pairpool.engines import Event, Handlers, Outcomes, SlotEnd
 
@@ -85,11 +85,15 @@ class WorkerHandle:
 
     def _send_signal(self, signum: int) -> None:
         self._await_spawned(self)
+        self.signal(signum)
+
+    def signal(self, signum: int) -> None:
+        """Sends a signal, if there is a process by now, and still."""
         pidfd = self.pidfd
         if pidfd is not None and self.exitcode is None:
             try:
                 signal.pidfd_send_signal(pidfd.fileno(), signum)
-            except (ProcessLookupError, OSError):
+            except OSError:
                 pass  # it has ended
 
     def descriptors(self) -> tuple[int, ...]:
@@ -129,11 +133,12 @@ class WorkerHandle:
     def dump_stack(self) -> None:
         """Has the worker write down what it is doing, if it can."""
         self._dumped = len(self.page.dump())
-        if self.pidfd is not None:
-            try:
-                signal.pidfd_send_signal(self.pidfd.fileno(), DUMP_SIGNAL)
-            except OSError:
-                pass  # it has ended
+        self.signal(DUMP_SIGNAL)
+
+    def interrupt(self, mark: tuple[int, int, int], reason: Reason) -> None:
+        """Has an exception raised in the unit that `mark` told of, if it still runs."""
+        self.page.interrupt(*mark, reason)
+        self.signal(INTERRUPT_SIGNAL)
 
     def close(self) -> None:
         for end in (self.tasks, self.tasks_worker_end, self.control, self.control_worker_end):

@@ -158,8 +158,8 @@ class CallJob:
             definitions |= fresh
             names.append(_ident_of(call.definition))
             filters.append(_ident_of(call.filter))
-            if call.terms is not None and call.terms.limit_ns:
-                limit_ns = min(limit_ns or call.terms.limit_ns, call.terms.limit_ns)
+            if call.terms is not None and call.terms.first_limit_ns:
+                limit_ns = min(limit_ns or call.terms.first_limit_ns, call.terms.first_limit_ns)
             payloads.append(payload)
         return pack_body(
             self._encoder,
@@ -216,6 +216,11 @@ class CallJob:
             if call.definition is not None and not fall_back_definition(call.definition):
                 payload = refusal(call.definition.payload.needs)
             self.calls[unit] = call._replace(payload=payload)
+
+    def sink_of(self, unit: int) -> Sink | None:
+        """Who waits for a unit; None where it has ended."""
+        call = self.calls.get(unit)
+        return None if call is None else call.sink
 
     def terms_of(self, unit: int) -> Terms | None:
         """What was agreed for a unit."""
@@ -282,12 +287,14 @@ class BatchJob:
         self.failures: dict[int, BaseException] = {}  # units that cannot be sent, and why
         self._encoder = encoder
         self._definitions = [definition]
-        self._limit_ns = 0 if terms is None else terms.limit_ns
+        self._limit_ns = 0 if terms is None else terms.first_limit_ns
         self._filters: list[int] = []
         if terms is not None and terms.filter is not None:
             self._definitions.append(terms.filter)
             self._filters.append(terms.filter.ident)
         self._flags = (Flag.STAR if star else 0) | (Flag.VISIBLE if visible else 0)
+        if terms is not None and terms.soft_limit_ns:
+            self._flags |= Flag.INTERRUPTED
         self._unit_bytes = 0  # of the latest packet
         self.length = -(-len(items) // unit) if items is not None else 0
 

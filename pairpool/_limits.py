@@ -1,45 +1,100 @@
-"""Units that may take only so long: when to look at the workers that have them, and how those that overrun are ended.
+"""Units that may take only so long, or are wanted no more: when to look at their workers, and how those are ended.
 
 A worker's page tells what it is at and since when, so that nothing is measured where nothing is late: the dispatcher
-looks when the first unit in flight could be over its limit. A worker whose unit is over is asked for its stack, and
-killed a moment later with its process group; the word of its end accounts for its packets as after any death.
+looks when the first unit in flight could be over its limit. A unit that is goes down a ladder, rung by rung:
 
-With the dispatcher's lock held. An interrupted look is done again: a stack asked for twice, or a kill, does no harm.
+- at its soft limit, an exception is raised in it;
+- at its limit, its worker is asked for its stack, and killed a moment later with its process group;
+- once it is cancelled, an exception is raised in it; then its worker gets SIGTERM; then it is killed.
+
+Before a worker is sent what may end it, it is *closed*: retired, and everything that it has not begun taken back. So if
+the unit ends at that very moment no other can have begun in its place, and nobody is hit who was not meant. The word of
+a worker's end accounts for its packets as after any death.
+
+With the dispatcher's lock held. An interrupted look is done again: the same rung twice does no harm.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from enum import Enum, auto
+from typing import TYPE_CHECKING, NamedTuple
 
+from pairpool._packet import Reason
 from pairpool._states import Packet, Slot, SlotState
 
 if TYPE_CHECKING:
+    from pairpool._terms import Terms
     from pairpool.engines import Processes
 
 ASLEEP = 1_000_000_000  # ns after which, at the earliest, a worker is given up that does not take what it was sent
-UNHURRIED = 100_000_000  # ns after which, at the earliest, it is looked again where nothing with a limit runs
+UNHURRIED = 100_000_000  # ns after which, at the earliest, it is looked again where nothing of ours runs
 PAUSE = 20_000_000  # ns that a worker has to write down its stack before it is killed
+PATIENCE = 1_000_000_000  # ns that a cancelled unit has to end after it was interrupted, and its worker after SIGTERM
 
 
-class TimeLimits:
+class Rung(Enum):
+    """What is done about a unit."""
+
+    SOFT_LIMIT = auto()
+    CANCEL = auto()
+    DUMP = auto()
+    CLOSE = auto()
+    TERMINATE = auto()
+    KILL = auto()
+
+
+class Step(NamedTuple):
+    """A rung of a unit's ladder."""
+
+    at: int  # ns
+    rung: Rung
+    pause: int = 0  # ns that the rung before it is given
+
+
+Mark = tuple[int, int, int]  # packet, unit, and since when in ns
+
+
+class Descent(NamedTuple):
+    """How far down its ladder a slot's unit has come."""
+
+    mark: Mark
+    done: frozenset[Rung]
+    latest: int  # when, in ns
+
+
+class Limits:
     """The limits of everything in flight."""
 
-    def __init__(self, processes: Processes, limit_of: Callable[[Packet, int], int]) -> None:
-        """`limit_of`: the limit of a unit of a packet, in ns; 0: none."""
+    def __init__(
+        self, processes: Processes, terms_of: Callable[[Packet, int], Terms | None], close: Callable[[Slot], None]
+    ) -> None:
+        """`terms_of`: what was agreed for a unit of a packet. `close`: has nothing more begin at a slot."""
         self.look_at: int | None = None  # ns; None: nothing in flight has a limit
         self._processes = processes
-        self._limit_of = limit_of
-        self._dumped: dict[int, tuple[tuple[int, int], int]] = {}  # by slot: packet and unit, and when
-        self._killed: dict[int, tuple[int, int]] = {}  # by slot
+        self._terms_of = terms_of
+        self._close = close
+        self._cancelled: dict[tuple[int, int], int] = {}  # packet and unit: since when, in ns
+        self._descents: dict[int, Descent] = {}  # by slot
+        self._killed: dict[int, Mark] = {}  # by slot
 
     def watch(self, limit: int, now: int) -> None:
         """Something with a limit is about to be sent."""
         if limit and (self.look_at is None or now + limit < self.look_at):
             self.look_at = now + limit
 
+    def cancel(self, packet: Packet, unit: int, now: int) -> None:
+        """A unit in flight is wanted no more."""
+        self._cancelled.setdefault((packet.ident, unit), now)
+        self.look_at = now
+
+    def clear(self) -> None:
+        """Nothing is in flight."""
+        self.look_at = None
+        self._cancelled.clear()
+
     def look(self, slots: Iterable[Slot], now: int) -> None:
-        """Ends the workers whose units are over their limits."""
+        """Does what is due."""
         if self.look_at is None or now < self.look_at:
             return
         looks = [self._look_at_slot(slot, now) for slot in slots]
@@ -48,47 +103,86 @@ class TimeLimits:
     def _look_at_slot(self, slot: Slot, now: int) -> int | None:
         """Returns when to look again."""
         shortest = min([packet.limit for packet in slot.packets.values() if packet.limit], default=0)
-        if not shortest or slot.ident in self._killed:
+        cancelled = any(packet in slot.packets for packet, _ in self._cancelled)
+        if not (shortest or cancelled) or slot.ident in self._killed:
             return None
         mark = self._processes.mark(slot.ident)
         packet = None if mark is None else slot.packets.get(mark[0])
         if mark is None or packet is None:
-            # None with a limit runs; one that begins now is not late before its limit, nor need that be seen at once
-            # where the worker was busy with something else. But is there anyone to begin it?
+            # Nothing of ours runs; what begins now is not late before its limit, nor need that be seen at once where
+            # the worker was busy with something else. But is there anyone to begin it?
             if slot.state is SlotState.BUSY and self._is_asleep(slot, max(shortest, ASLEEP), now):
                 self._processes.kill(slot.ident)  # nothing has begun, so all of it runs elsewhere
                 return None
             return now + max(shortest, UNHURRIED)
-        _, unit, since = mark
-        limit = self._limit_of(packet, packet.first + unit)
-        if not limit:
-            return now + max(shortest, UNHURRIED)
-        if now < since + limit:
-            return since + limit
-        return self._end(slot.ident, (packet.ident, unit), now)
+        due = self._descend(slot, mark, self._ladder(packet, mark), now)
+        if due is None and slot.ident not in self._killed:
+            return now + max(shortest, UNHURRIED)  # for what begins behind this unit
+        return due
 
     def _is_asleep(self, slot: Slot, patience: int, now: int) -> bool:
         """Whether its worker has not taken what it was to take that long ago: somebody has stopped it."""
         head = next(iter(slot.packets.values()))
         return 0 < head.since <= now - patience and not self._processes.has_taken(slot.ident, head.ident)
 
-    def _end(self, slot: int, unit: tuple[int, int], now: int) -> int | None:
-        dumped, at = self._dumped.get(slot, (None, now))
-        if dumped != unit:
-            self._dumped[slot] = unit, now
-            self._processes.dump(slot)
-            return now + PAUSE
-        if now < at + PAUSE:
-            return at + PAUSE
-        self._killed[slot] = unit
-        self._processes.kill(slot)
+    def _ladder(self, packet: Packet, mark: Mark) -> list[Step]:
+        """What is done about the unit that runs, and when."""
+        _, offset, since = mark
+        at = self._cancelled.get((packet.ident, offset))
+        if at is not None:
+            return [
+                Step(at, Rung.CANCEL),
+                Step(at, Rung.CLOSE, PATIENCE),
+                Step(at, Rung.TERMINATE, PAUSE),
+                Step(at, Rung.KILL, PATIENCE),
+            ]
+        terms = self._terms_of(packet, packet.first + offset)
+        steps = []
+        if terms is not None and terms.soft_limit_ns:
+            steps.append(Step(since + terms.soft_limit_ns, Rung.SOFT_LIMIT))
+        if terms is not None and terms.limit_ns:
+            at = since + terms.limit_ns
+            steps += [Step(at, Rung.DUMP), Step(at, Rung.CLOSE), Step(at, Rung.KILL, PAUSE)]
+        return steps
+
+    def _descend(self, slot: Slot, mark: Mark, ladder: list[Step], now: int) -> int | None:
+        """Does what is due by now; returns when the next is, None where there is nothing more to be done."""
+        descent = self._descents.get(slot.ident)
+        if descent is None or descent.mark != mark:
+            descent = Descent(mark, frozenset(), 0)
+        for at, rung, pause in ladder:
+            if rung in descent.done:
+                continue
+            due = max(at, descent.latest + pause)
+            if now < due:
+                return due
+            self._do(slot, mark, rung)
+            descent = Descent(mark, descent.done | {rung}, now)
+            self._descents[slot.ident] = descent
         return None
+
+    def _do(self, slot: Slot, mark: Mark, rung: Rung) -> None:
+        processes, ident = self._processes, slot.ident
+        if rung is Rung.SOFT_LIMIT:
+            processes.interrupt(ident, mark, Reason.SOFT_LIMIT)
+        elif rung is Rung.CANCEL:
+            processes.interrupt(ident, mark, Reason.CANCELLED)
+        elif rung is Rung.DUMP:
+            processes.dump(ident)
+        elif rung is Rung.CLOSE:
+            self._close(slot)
+        elif rung is Rung.TERMINATE:
+            processes.terminate(ident)
+        else:
+            self._killed[ident] = mark
+            processes.kill(ident)
 
     def was_killed_for(self, slot: int, packet: int | None, unit: int) -> bool:
         """Whether that is why its worker has ended."""
-        return self._killed.get(slot) == (packet, unit)
+        killed = self._killed.get(slot)
+        return killed is not None and killed[:2] == (packet, unit)
 
     def forget(self, slot: int) -> None:
         """Its worker has ended, and is accounted for."""
-        self._dumped.pop(slot, None)
+        self._descents.pop(slot, None)
         self._killed.pop(slot, None)

@@ -55,6 +55,7 @@ class Flag:
     STAR: Final = 1  # items are argument tuples
     NEEDS: Final = 2
     DESCRIPTORS: Final = 4
+    INTERRUPTED: Final = 64  # a unit may be interrupted: what is raised must find out which
     LIMITED: Final = 32  # each item may take only so long
     RETRIES: Final = 16  # some errors are worth another try
     VISIBLE: Final = 8  # each outcome is awaited on its own: commit it as soon as it is there
@@ -72,6 +73,14 @@ class Status(IntEnum):
     ERROR = 1
     SKIPPED = 2  # not run: an error before it in its chunk, or NOTHING to run
     AGAIN = 3  # an error after which it may be run again
+
+
+class Reason(IntEnum):
+    """Why a unit is interrupted (four bits of the page, see _page.py)."""
+
+    NONE = 0
+    SOFT_LIMIT = 1
+    CANCELLED = 2
 
 
 TASKS_HEAD = struct.Struct("<BBHIIQQ")

@@ -2,7 +2,7 @@
 
 Theory of operation
 ===================
-A little memory (a memfd, sealed at its size) is mapped by the parent and by one worker. Four words of 64 bits
+A little memory (a memfd, sealed at its size) is mapped by the parent and by one worker. Six words of 64 bits
 are used, each with one writer, except CLAIM in the C twin; further behind is room for the stacks that faulthandler
 writes down when the worker crashes:
 
@@ -13,6 +13,8 @@ writes down when the worker crashes:
     MARK   worker      what the worker is at: packet (48), offset of the unit (12), phase (4)
     START  worker      when that unit was claimed, in nanoseconds of the monotonic clock
     TAIL   parent      what was taken back last, as in MARK: packet, first unit, any phase (none: no unit)
+    STRUCK parent      the unit that is to be interrupted, as in MARK with the reason in place of the phase
+    SINCE  parent      what START was of it: items of a unit may be interrupted one by one
 
 A packet's units are claimed one after another, and what is not claimed yet can be taken back by the parent,
 all of it at once. In C both are a compare-and-swap on CLAIM. Python has none, so there the claims are tokens
@@ -65,9 +67,11 @@ if TYPE_CHECKING:
 DUMP: Final = mmap.PAGESIZE  # where the last words of a worker that crashes begin
 SIZE: Final = 4 * mmap.PAGESIZE
 DUMP_SIGNAL: Final = signal.SIGRTMAX - 2  # has a worker write its stacks there; one that hardly anybody uses
+INTERRUPT_SIGNAL: Final = signal.SIGRTMAX - 3  # has a worker look whether the unit that it runs is to be interrupted
 
 _twin = _framing.twin
 
+_STRUCK, _SINCE = 4, 5
 _TOKENS_SIZE = 2 * UNIT_LIMIT  # bytes that the pipe must hold: every token of the longest packet
 _PHASE = 0xF
 
@@ -232,6 +236,19 @@ class Page:
         phase = mark & _PHASE
         # Garbage is taken for the worst: that the unit has begun.
         return Mark(mark >> 16, mark >> 4 & 0xFFF, Phase(min(phase, Phase.DONE)), started)
+
+    def interrupt(self, packet: int, offset: int, since: int, reason: int) -> None:
+        """Parent: write down which unit the worker is to interrupt; `since`: when it began, as `read` tells."""
+        words = self._memory.words
+        words[_SINCE] = since
+        words[_STRUCK] = packet << 16 | offset << 4 | reason
+
+    def read_interrupt(self) -> tuple[int, int]:
+        """Worker: why the unit that runs is to be interrupted, and when it began; the reason is 0 where it is not."""
+        words = self._memory.words
+        struck, since = words[_STRUCK], words[START]
+        means_this = struck >> 4 == words[MARK] >> 4 and words[_SINCE] == since
+        return (struck & _PHASE if means_this else 0), since
 
     def close(self) -> None:
         """Unmap the page and close its descriptors; once closed it stays so."""

@@ -28,6 +28,7 @@ from __future__ import annotations
 import os
 import select
 import threading
+import time
 from _thread import get_ident
 from collections import deque
 from collections.abc import Callable
@@ -52,10 +53,14 @@ class Kick:
 
     `awake` is a thread that does not wait at this moment and will look before it does: it need not kick itself. A
     signal handler that strikes that thread within its wait has to, so there it is 0.
+
+    `sleeps_until` is when that thread looks by itself, in ns; None: never, or nobody knows. It is set to None before
+    the thread looks how long it may sleep: who wants it to look earlier from then on finds that, and kicks.
     """
 
     def __init__(self) -> None:
         self.awake = 0
+        self.sleeps_until: int | None = None
         self.descriptor = _descriptors.Descriptor(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         _descriptors.register(self.descriptor)
 
@@ -75,6 +80,23 @@ class Kick:
             os.eventfd_read(self.descriptor.fileno())
         except (OSError, ValueError):
             pass  # not set, or closed
+
+    def patience(self, handlers: Handlers, deadline: Deadline) -> float | None:
+        """Seconds that the thread may sleep now: until the deadline, or until somebody wants to be looked at."""
+        self.sleeps_until = None
+        look_at = self.sleeps_until = handlers.look_at
+        seconds = deadline.remaining()
+        if look_at is None:
+            return seconds
+        look = max(0.0, (look_at - time.monotonic_ns()) / 1e9)
+        return look if seconds is None else min(seconds, look)
+
+    def look_by(self, look_at: int) -> None:
+        """Has the thread look at that moment (ns), if it does not anyway."""
+        until = self.sleeps_until
+        if until is None or look_at < until:
+            self.sleeps_until = look_at
+            self.set()
 
 
 class Pump:
@@ -199,7 +221,7 @@ class Pump:
         me, kick, kicked = get_ident(), self._kick, self._kick.descriptor.fileno()
         kick.awake = 0  # also where this is a handler's, and the pump that it interrupted was awake
         while not ready() and not self._stopped:
-            if kicked in _framing.wait_ready(self._caller, SPIN, self.patience(deadline)):
+            if kicked in _framing.wait_ready(self._caller, SPIN, kick.patience(self._handlers, deadline)):
                 kick.clear()
             kick.awake = me
             self.receive()
@@ -208,13 +230,9 @@ class Pump:
             if deadline.passed():
                 return
 
-    def patience(self, deadline: Deadline) -> float | None:
-        """Seconds until the deadline, or until the scheduler wants to look at something."""
-        seconds = deadline.remaining()
-        look = self._handlers.seconds_to_look()
-        if look is None:
-            return seconds
-        return look if seconds is None else min(seconds, look)
+    def look_by(self, look_at: int) -> None:
+        """Has who pumps look at that moment (ns)."""
+        self._kick.look_by(look_at)
 
     def stop(self) -> None:
         """The workers end: callers wait for a signal from now on."""

@@ -71,13 +71,25 @@ class Outbox(Protocol):
     def clear(self) -> None: ...
 
 
+class Gate:
+    """Whether what a signal handler raises now becomes the outcome of the unit that runs."""
+
+    armed = False
+    missed = False  # a signal came while it was not
+
+    def look(self) -> None:
+        """Raises what was missed, if it is meant for the unit that runs."""
+
+
 Send = Callable[[int, int, Sequence[Any]], None]
 
 
 class Runner:
     """What one worker keeps between packets: the definitions that it was given."""
 
-    def __init__(self, codec: Codec, page: Page, outbox: Outbox | None, send: Send) -> None:
+    def __init__(self, codec: Codec, page: Page, outbox: Outbox | None, send: Send, gate: Gate | None = None) -> None:
+        """`gate`: None where nothing is interrupted."""
+        self.gate = gate or Gate()
         self._codec = codec
         self._page = page
         self._outbox = outbox
@@ -242,7 +254,8 @@ class _Packet:
     def run_all(self, claim: Callable[[], int], values: list[Any], failures: dict[int, tuple[int, Any]]) -> None:
         """Appends one value for each unit that can be claimed; `failures` says which are none."""
         codec = self._runner._codec
-        if self._mode == Mode.SHARED and not self._flags & Flag.STAR and self._runner.keeps(self._definition):
+        special = self._flags & (Flag.STAR | Flag.INTERRUPTED)
+        if self._mode == Mode.SHARED and not special and self._runner.keeps(self._definition):
             # The one hot loop: items so small and quick that one more call for each would double their cost.
             unit = claim()
             try:
@@ -256,25 +269,39 @@ class _Packet:
             except BaseException as error:
                 failures[unit] = self._failure(unit, error)
                 values.append(None)
+        gate = self._runner.gate
         while (unit := claim()) >= 0:
-            try:
-                if unit < self._skip_to or self._is_nothing(unit):
-                    failures[unit] = (Status.SKIPPED, b"")
-                    values.append(None)
-                    continue
-                values.append(self.value(unit))
-            except BaseException as error:
-                failures[unit] = self._failure(unit, error)
+            if unit < self._skip_to or self._is_nothing(unit):
+                failures[unit] = (Status.SKIPPED, b"")
                 values.append(None)
+                continue
+            try:
+                gate.armed = True
+                if gate.missed:
+                    gate.look()
+                value = self.value(unit)
+                gate.armed = False
+            except BaseException as error:
+                gate.armed = False
+                failures[unit] = self._failure(unit, error)
+                value = None
+            values.append(value)
 
     def outcome(self, unit: int) -> tuple[int, Any]:
         """Runs one unit and encodes how it ended."""
         if unit < self._skip_to or self._is_nothing(unit):
             return Status.SKIPPED, b""
+        gate = self._runner.gate
         try:
-            return Status.OK, self._runner._codec.encode_value(self.value(unit))
+            gate.armed = True
+            if gate.missed:
+                gate.look()
+            payload = self._runner._codec.encode_value(self.value(unit))
+            gate.armed = False
         except BaseException as error:
+            gate.armed = False
             return self._failure(unit, error)
+        return Status.OK, payload
 
     def _failure(self, unit: int, error: BaseException) -> tuple[int, Any]:
         payload = self._runner._codec.encode_error(error)

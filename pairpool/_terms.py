@@ -50,6 +50,14 @@ def _is_duration(value: object) -> bool:
     return isinstance(value, (int, float)) and 0 < value < math.inf
 
 
+def _ns(name: str, seconds: float | None) -> int:
+    if seconds is None:
+        return 0
+    if not _is_duration(seconds):
+        raise ValueError(f"{name} must be a number of seconds, more than 0, not {seconds!r}")
+    return max(1, round(seconds * 1e9))
+
+
 def _is_count(value: object, least: int) -> bool:
     return isinstance(value, int) and value >= least
 
@@ -73,15 +81,27 @@ class WorthATry:
 class Terms:
     """What was agreed for the units of a job: whether they run again, and how long one may take."""
 
-    def __init__(self, retry: Retry | None, time_limit: float | None, define: Callable[[Any], Definition]) -> None:
-        """`time_limit`: seconds. Raises what pickling the types of exceptions raises."""
-        if time_limit is not None and not _is_duration(time_limit):
-            raise ValueError(f"time_limit must be a number of seconds, more than 0, not {time_limit!r}")
+    def __init__(
+        self,
+        retry: Retry | None,
+        time_limit: float | None,
+        soft_time_limit: float | None,
+        define: Callable[[Any], Definition],
+    ) -> None:
+        """The limits are in seconds. Raises what pickling the types of exceptions raises."""
         self.retry = retry
-        self.limit_ns = 0 if time_limit is None else max(1, round(time_limit * 1e9))
+        self.limit_ns = _ns("time_limit", time_limit)  # 0: none
+        self.soft_limit_ns = _ns("soft_time_limit", soft_time_limit)
+        if 0 < self.limit_ns <= self.soft_limit_ns:
+            raise ValueError(f"soft_time_limit must be less than time_limit, not {soft_time_limit!r}")
         kinds = () if retry is None else retry.on
         self.filter = define(WorthATry(kinds)) if kinds else None
         self.tries_after_limit = bool(kinds) and issubclass(TimeLimitError, kinds)
+
+    @property
+    def first_limit_ns(self) -> int:
+        """The shorter of the limits; 0 where there is none."""
+        return min(filter(None, (self.soft_limit_ns, self.limit_ns)), default=0)
 
 
 class Tries:

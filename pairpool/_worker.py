@@ -23,6 +23,7 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pairpool import _channel, _codec, _descriptors, _framing
+from pairpool._interrupts import Interrupts
 from pairpool._outbox import Outbox
 from pairpool._packet import Kind
 from pairpool._page import DUMP_SIGNAL, Page
@@ -133,7 +134,9 @@ class Worker:
     def __init__(self, tasks: socket.socket, control: socket.socket, outbox: Outbox, page: Page) -> None:
         self._tasks = tasks
         self._control = control
-        self._runner = Runner(_PickleCodec(), page, outbox, self.send)
+        interrupts = Interrupts(page)
+        interrupts.install()
+        self._runner = Runner(_PickleCodec(), page, outbox, self.send, interrupts)
         self._arrivals: deque[tuple[Any, Any]] = deque()
         self._stopped = False
 

@@ -100,12 +100,14 @@ def end_in_words(exitcode: int | None) -> str:
 
 
 class TimeLimitError(_EndedTaskError, builtins.TimeoutError):
-    """Raised by an item that took longer than it may (``Pool.options(time_limit=...)``); its worker was killed.
+    """Raised in an item that takes longer than its soft time limit, and by one whose worker was killed for its limit.
+
+    See ``Pool.options(soft_time_limit=..., time_limit=...)``. Of a worker that was killed it has:
 
     Args:
         message: what happened, in words.
         task: what it ran, in words.
-        seconds: how long it had run when its worker ended.
+        seconds: how long it had run when it was ended.
         stack: what it was doing at that moment, as `faulthandler` writes it; empty where the worker could not tell.
     """
 
@@ -117,6 +119,13 @@ class TimeLimitError(_EndedTaskError, builtins.TimeoutError):
         """The error of an item that was to take no longer than `limit` seconds."""
         words = f"{task} took longer than its time limit of {limit:g} s; its worker was killed after {seconds:.3g} s"
         return cls(words, task, seconds, stack)
+
+
+class TaskCancelledError(BaseException):
+    """Raised in a task that runs when ``cancel(running=True)`` is called on its future.
+
+    Like `KeyboardInterrupt` no Exception, so that it passes by what a task does about errors.
+    """
 
 
 class InitializerError(PairpoolError):

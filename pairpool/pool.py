@@ -39,6 +39,7 @@ class Pool(Tasks, stdlib.Pool):  # type: ignore[misc]
         context: a context or name of a start method; None: this interpreter's default.
         retry: when items are run again; None: never. See `options`.
         time_limit: seconds that an item may take; None: as long as it likes. See `options`.
+        soft_time_limit: seconds after which an item is told by an exception; None: never. See `options`.
 
     Raises:
         ValueError, TypeError: for arguments that the standard library's pool refuses, in its words.
@@ -55,6 +56,7 @@ class Pool(Tasks, stdlib.Pool):  # type: ignore[misc]
         *,
         retry: _dispatch.Retry | None = None,
         time_limit: float | None = None,
+        soft_time_limit: float | None = None,
     ) -> None:
         if not _is_ours(self):
             _StdlibPool.__init__(self, processes, initializer, initargs, maxtasksperchild, context)
@@ -66,8 +68,8 @@ class Pool(Tasks, stdlib.Pool):  # type: ignore[misc]
         self._budget = maxtasksperchild
         plan = _dispatch.WorkerPlan(initializer, tuple(initargs) if initializer is not None else ())
         engine = self._make_engine(context)
-        self._retry, self._time_limit = retry, time_limit
-        self._terms = _terms(retry, time_limit, engine)
+        self._retry, self._time_limit, self._soft_time_limit = retry, time_limit, soft_time_limit
+        self._terms = _terms(retry, time_limit, soft_time_limit, engine)
         self._dispatcher = _dispatch.Dispatcher(engine, plan, processes, maxtasksperchild)
         self._status = RUN
         # As in the stdlib: before the queues and connections of the user's (exitpriority 10) go.
@@ -84,7 +86,11 @@ class Pool(Tasks, stdlib.Pool):  # type: ignore[misc]
         return self
 
     def options(
-        self, *, retry: _dispatch.Retry | EllipsisType | None = ..., time_limit: float | EllipsisType | None = ...
+        self,
+        *,
+        retry: _dispatch.Retry | EllipsisType | None = ...,
+        time_limit: float | EllipsisType | None = ...,
+        soft_time_limit: float | EllipsisType | None = ...,
     ) -> Tasks:
         """This pool for tasks with other options: ``pool.options(retry=Retry(2), time_limit=60).map(f, items)``.
 
@@ -95,8 +101,11 @@ class Pool(Tasks, stdlib.Pool):  # type: ignore[misc]
             time_limit: seconds that an item may take, the unpickling of its arguments and the pickling of its result
                 included. One that takes longer ends in `TimeLimitError`, which has its stack at that moment, and its
                 worker is killed with everything that it started. It is run again only if `retry` names that error.
+            soft_time_limit: seconds after which `TimeLimitError` is raised in an item, which may catch it to tidy up
+                or to return what it has. Code that does not return to Python is not reached by it, nor is a task that
+                has its own handler for the signal (``SIGRTMAX-3``).
 
-        None for neither, whatever the pool was made with; what is not given is as the pool was made with it.
+        None for none, whatever the pool was made with; what is not given is as the pool was made with it.
 
         Raises:
             ValueError: for what is no duration, and for any in a `ThreadPool`: threads cannot be ended.
@@ -105,7 +114,9 @@ class Pool(Tasks, stdlib.Pool):  # type: ignore[misc]
             retry = self._retry
         if time_limit is ...:
             time_limit = self._time_limit
-        return PoolWithOptions(self, _terms(retry, time_limit, self._dispatcher.engine))
+        if soft_time_limit is ...:
+            soft_time_limit = self._soft_time_limit
+        return PoolWithOptions(self, _terms(retry, time_limit, soft_time_limit, self._dispatcher.engine))
 
     # -- life ------------------------------------------------------------------------------------------------
 
@@ -212,12 +223,17 @@ def _is_ours(pool: stdlib.Pool) -> bool:
     return isinstance(pool, Pool)
 
 
-def _terms(retry: _dispatch.Retry | None, time_limit: float | None, engine: _dispatch.Engine) -> _dispatch.Terms | None:
-    if time_limit is not None and engine.processes is None:
-        raise ValueError("threads cannot be ended, so their items have no time_limit")
-    return (
-        None if retry is None and time_limit is None else _dispatch.Terms(retry, time_limit, engine.encoder.definition)
-    )
+def _terms(
+    retry: _dispatch.Retry | None,
+    time_limit: float | None,
+    soft_time_limit: float | None,
+    engine: _dispatch.Engine,
+) -> _dispatch.Terms | None:
+    if retry is None and time_limit is None and soft_time_limit is None:
+        return None
+    if engine.processes is None and (time_limit is not None or soft_time_limit is not None):
+        raise ValueError("threads cannot be ended, so their items have no time_limit and no soft_time_limit")
+    return _dispatch.Terms(retry, time_limit, soft_time_limit, engine.encoder.definition)
 
 
 def _end_forgotten(dispatcher: _dispatch.Dispatcher) -> None:
@@ -239,8 +255,10 @@ class ThreadPool(Pool, stdlib.ThreadPool):  # type: ignore[misc]  # as above
         *,
         retry: _dispatch.Retry | None = None,
         time_limit: None = None,
+        soft_time_limit: None = None,
     ) -> None:
-        Pool.__init__(self, processes, initializer, initargs, retry=retry, time_limit=time_limit)
+        limits = {"time_limit": time_limit, "soft_time_limit": soft_time_limit}
+        Pool.__init__(self, processes, initializer, initargs, retry=retry, **limits)
 
     def _make_engine(self, context: Any) -> _dispatch.Engine:
         return _dispatch.load_engine("threads", None)

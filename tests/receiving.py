@@ -133,10 +133,6 @@ class Receiver:
         self.told.append(Told("collapse", error))
         self._wake()
 
-    def seconds_to_look(self) -> float | None:
-        """Never look at anything."""
-        return None
-
     def wait(self, ready: Callable[[], bool], watched: list[Settable], timeout: float | None = None) -> bool:
         """Block until something is ready, as the dispatcher does."""
         if ready():

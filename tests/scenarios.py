@@ -118,7 +118,7 @@ class Stage:
 
     def retry(self, *how: Any) -> Terms:
         """Make a plan of when units are run again."""
-        return Terms(Retry(*how), None, self.dispatcher.encoder.definition)
+        return Terms(Retry(*how), None, None, self.dispatcher.encoder.definition)
 
     def batch(
         self,

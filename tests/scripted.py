@@ -13,7 +13,7 @@ from typing import Any
 from pairpool._body import Body
 from pairpool._jobs import Encoder
 from pairpool._objects import NOTHING, ObjectEncoder
-from pairpool._packet import DEFINITION_HEAD, TASKS_HEAD, Flag, Mode, OutcomeMode, Status
+from pairpool._packet import DEFINITION_HEAD, TASKS_HEAD, Flag, Mode, OutcomeMode, Reason, Status
 from pairpool._waiting import Settable
 from pairpool.engines import Event, Handlers, Outcomes, SlotEnd, WorkerPlan
 
@@ -186,6 +186,8 @@ class ScriptedEngine:
         self.outbox: deque[Any] = deque()
         self.marks: dict[int, tuple[int, int, int]] = {}
         self.dumped: list[int] = []
+        self.struck: list[tuple[int, tuple[int, int, int], Reason]] = []
+        self.terminated: list[int] = []
         self.by_slot: dict[int, ScriptedWorker] = {}
         self.definitions: dict[int, Any] = {}
         self.shut_down: list[bool] = []  # each `kill` that it was shut with
@@ -253,6 +255,14 @@ class ScriptedEngine:
     def dump(self, slot: int) -> None:
         """Note that a stack was asked for."""
         self.dumped.append(slot)
+
+    def interrupt(self, slot: int, mark: tuple[int, int, int], reason: Reason) -> None:
+        """Note what a unit was interrupted for."""
+        self.struck.append((slot, mark, reason))
+
+    def terminate(self, slot: int) -> None:
+        """Note that a worker was asked to end."""
+        self.terminated.append(slot)
 
     def kill(self, slot: int) -> None:
         """End a worker in the middle of what it is at."""

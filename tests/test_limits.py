@@ -7,20 +7,22 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import pairpool
 from pairpool import Retry, TimeLimitError
-from pairpool._limits import ASLEEP, PAUSE, UNHURRIED, TimeLimits
-from pairpool._packet import Flag, Mode
+from pairpool._limits import ASLEEP, PATIENCE as GRACE, PAUSE, UNHURRIED, Limits
+from pairpool._packet import Flag, Mode, Reason
 from pairpool._states import Job, Packet, Slot, SlotState
 from pairpool._terms import Terms
 from receiving import PATIENCE
 from scenarios import Stage
 from tasks import Line, identity, wait_for, worker_pid
 from test_runner import Claims, run
+from test_waiting import strike_within_wait
 from zygotes import has_ended, stop_process
 
 MakePool = Callable[..., Any]
@@ -53,9 +55,18 @@ class Watched:
         """Nothing is sent here."""
         raise AssertionError
 
+    def interrupt(self, _: int, mark: tuple[int, int, int], reason: Reason) -> None:
+        """Raise something in what it is at."""
+        assert mark == self.at
+        self.done.append(reason.name)
+
     def dump(self, _: int) -> None:
         """Ask for its stack."""
         self.done.append("dump")
+
+    def terminate(self, _: int) -> None:
+        """Ask it to end."""
+        self.done.append("terminate")
 
     def kill(self, _: int) -> None:
         """End it."""
@@ -78,13 +89,20 @@ def watched() -> Watched:
     return Watched()
 
 
+SOFT: dict[int, int] = {3: LIMIT // 2}  # ns, by unit within its packet
+
+
 @pytest.fixture
-def limits(watched: Watched) -> TimeLimits:
-    """Limits that are those of the packets."""
-    return TimeLimits(watched, lambda packet, _: packet.limit)
+def limits(watched: Watched) -> Limits:
+    """Limits that are those of the packets, and some that are soft."""
+
+    def terms_of(packet: Packet, unit: int) -> Any:
+        return SimpleNamespace(limit_ns=packet.limit, soft_limit_ns=SOFT.get(unit - packet.first, 0))
+
+    return Limits(watched, terms_of, lambda _: watched.done.append("close"))
 
 
-def test_nothing_is_looked_at_without_a_limit(limits: TimeLimits) -> None:
+def test_nothing_is_looked_at_without_a_limit(limits: Limits) -> None:
     """What may take as long as it likes costs nothing."""
     limits.watch(0, 5)
     assert limits.look_at is None
@@ -93,7 +111,7 @@ def test_nothing_is_looked_at_without_a_limit(limits: TimeLimits) -> None:
     assert limits.look_at is None
 
 
-def test_the_first_that_may_be_late_is_looked_at_first(limits: TimeLimits) -> None:
+def test_the_first_that_may_be_late_is_looked_at_first(limits: Limits) -> None:
     """And not before it may be."""
     limits.watch(LIMIT, 100)
     limits.watch(LIMIT, 50)
@@ -101,11 +119,11 @@ def test_the_first_that_may_be_late_is_looked_at_first(limits: TimeLimits) -> No
     assert limits.look_at == 50 + LIMIT
 
 
-def test_time_counts_from_where_a_unit_began(limits: TimeLimits, watched: Watched) -> None:
+def test_time_counts_from_where_a_unit_began(limits: Limits, watched: Watched) -> None:
     """One that began later is looked at when it may be late, to the nanosecond."""
     slot = slot_with(LIMIT)
     limits.watch(LIMIT, 0)
-    watched.at = (1, 3, 700)
+    watched.at = (1, 4, 700)
     limits.look([slot], LIMIT)
     assert limits.look_at == 700 + LIMIT
     assert watched.done == []
@@ -113,16 +131,14 @@ def test_time_counts_from_where_a_unit_began(limits: TimeLimits, watched: Watche
 
 def test_a_limit_is_forgotten_with_the_last_that_has_one(stage: Stage) -> None:
     """Nobody looks, or wakes up, for what has ended."""
-    stage.call(stage.result(), 1, terms=Terms(None, 1.0, stage.dispatcher.encoder.definition))
+    stage.call(stage.result(), 1, terms=Terms(None, 1.0, None, stage.dispatcher.encoder.definition))
     assert stage.dispatcher.look_at is not None
     stage.run()
     assert stage.dispatcher.look_at is None
 
 
 @pytest.mark.parametrize("at", [None, (2, 0, 0), (99, 0, 0)])
-def test_what_has_no_limit_may_run_before(
-    limits: TimeLimits, watched: Watched, at: tuple[int, int, int] | None
-) -> None:
+def test_what_has_no_limit_may_run_before(limits: Limits, watched: Watched, at: tuple[int, int, int] | None) -> None:
     """A unit behind it begins when that is over, and is not late a limit from now."""
     limits.watch(LIMIT, 0)
     watched.at = at
@@ -133,25 +149,87 @@ def test_what_has_no_limit_may_run_before(
     assert watched.done == []
 
 
-def test_an_overrun_costs_the_worker_after_its_stack(limits: TimeLimits, watched: Watched) -> None:
+def test_an_overrun_costs_the_worker_after_its_stack(limits: Limits, watched: Watched) -> None:
     """It has a moment to write that down; what it is killed for is known afterwards, and forgotten with it."""
     slot = slot_with(LIMIT)
     limits.watch(LIMIT, 0)
-    watched.at = (1, 3, 0)
+    watched.at = (1, 4, 0)
     limits.look([slot], LIMIT)
-    assert watched.done == ["dump"]
+    assert watched.done == ["dump", "close"]
     limits.look([slot], LIMIT + PAUSE - 1)
-    assert watched.done == ["dump"]
+    assert watched.done == ["dump", "close"]
     limits.look([slot], LIMIT + PAUSE)
-    assert watched.done == ["dump", "kill"]
+    assert watched.done == ["dump", "close", "kill"]
     assert limits.look_at is None
-    assert limits.was_killed_for(7, 1, 3)
-    assert not limits.was_killed_for(7, 1, 4)
-    limits.forget(7)
+    assert limits.was_killed_for(7, 1, 4)
     assert not limits.was_killed_for(7, 1, 3)
+    limits.forget(7)
+    assert not limits.was_killed_for(7, 1, 4)
 
 
-def test_a_worker_that_does_not_take_what_it_was_sent_is_given_up(limits: TimeLimits, watched: Watched) -> None:
+def test_a_late_look_leaves_the_worker_its_moment(limits: Limits, watched: Watched) -> None:
+    """Nobody looked for a long time: it has all of the pause after it was asked."""
+    slot = slot_with(LIMIT)
+    limits.watch(LIMIT, 0)
+    watched.at = (1, 3, 0)
+    late = LIMIT + 10 * PAUSE
+    limits.look([slot], late)
+    assert watched.done == ["SOFT_LIMIT", "dump", "close"]
+    assert limits.look_at == late + PAUSE
+
+
+def test_a_soft_limit_comes_before_the_other(limits: Limits, watched: Watched) -> None:
+    """Once, and of the unit that has one."""
+    slot = slot_with(LIMIT)
+    limits.watch(LIMIT // 2, 0)
+    watched.at = (1, 3, 0)
+    for now in (LIMIT // 2 - 1, LIMIT // 2, LIMIT // 2 + 1):
+        limits.look([slot], now)
+    assert watched.done == ["SOFT_LIMIT"]
+    assert limits.look_at == LIMIT
+    watched.at = (1, 4, LIMIT)
+    limits.look([slot], LIMIT)
+    assert limits.look_at == 2 * LIMIT
+    assert watched.done == ["SOFT_LIMIT"]
+
+
+def test_a_cancelled_unit_is_asked_ever_more_firmly(limits: Limits, watched: Watched) -> None:
+    """Its limits do not matter any more; before a signal nothing else can begin in its place."""
+    slot = slot_with(LIMIT)
+    watched.at = (1, 3, 5)
+    limits.cancel(slot.packets[1], 3, 100)
+    rungs = ["CANCELLED", "close", "terminate", "kill"]
+    times = [100, 100 + GRACE, 100 + GRACE + PAUSE, 100 + 2 * GRACE + PAUSE]
+    for number, now in enumerate(times):
+        assert limits.look_at == now
+        limits.look([slot], now - 1)
+        limits.look([slot], now)
+        assert watched.done == rungs[: number + 1]
+    assert limits.look_at is None
+
+
+def test_a_cancelled_unit_that_has_not_begun_is_waited_for(limits: Limits, watched: Watched) -> None:
+    """It may begin before it is taken back; the one that runs is left alone, and so is one after it."""
+    slot = slot_with(0)
+    watched.at = (1, 2, 5)
+    limits.cancel(slot.packets[1], 3, 100)
+    limits.look([slot], 100)
+    watched.at = (1, 3, 100)
+    limits.look([slot], 99 + UNHURRIED)
+    assert watched.done == []
+    limits.look([slot], 100 + UNHURRIED)
+    watched.at = (1, 4, 200 + UNHURRIED)
+    limits.look([slot], 100 + UNHURRIED + GRACE)
+    assert watched.done == ["CANCELLED"]
+    limits.clear()
+    assert limits.look_at is None
+    watched.at = (1, 3, 0)
+    limits.watch(LIMIT, 0)
+    limits.look([slot], 10 * GRACE)
+    assert watched.done == ["CANCELLED"]
+
+
+def test_a_worker_that_does_not_take_what_it_was_sent_is_given_up(limits: Limits, watched: Watched) -> None:
     """Somebody has stopped it. It is not what it was sent that overran."""
     slot = slot_with(LIMIT)
     slot.state, slot.packets[1].since = SlotState.BUSY, 5
@@ -168,15 +246,15 @@ def test_a_worker_that_does_not_take_what_it_was_sent_is_given_up(limits: TimeLi
     assert not limits.was_killed_for(7, 1, 0)
 
 
-def test_a_unit_that_ends_while_its_stack_is_written_is_spared(limits: TimeLimits, watched: Watched) -> None:
+def test_a_unit_that_ends_while_its_stack_is_written_is_spared(limits: Limits, watched: Watched) -> None:
     """The next one has all its time."""
     slot = slot_with(LIMIT)
     limits.watch(LIMIT, 0)
     watched.at = (1, 3, 0)
     limits.look([slot], LIMIT)
-    watched.at = (1, 4, LIMIT + 5)
+    watched.at = (1, 4, PAUSE + 5)
     limits.look([slot], LIMIT + PAUSE)
-    assert "kill" not in watched.done or PAUSE >= LIMIT  # it may be late itself by then
+    assert "kill" not in watched.done
     assert not limits.was_killed_for(7, 1, 3)
 
 
@@ -338,21 +416,59 @@ def test_a_limit_may_be_lifted(make_pool: MakePool, make_line: MakeLine) -> None
     assert lifted.get(PATIENCE) == b"x"
 
 
+@pytest.mark.parametrize("name", ["time_limit", "soft_time_limit"])
 @pytest.mark.parametrize("wrong", [0, -1, float("inf"), float("nan"), "1"])
-def test_what_is_no_duration_is_refused(make_pool: MakePool, wrong: Any) -> None:
+def test_what_is_no_duration_is_refused(make_pool: MakePool, name: str, wrong: Any) -> None:
     """Nothing is left of a pool that would have had it."""
-    with pytest.raises(ValueError, match="time_limit must be a number of seconds, more than 0"):
-        make_pool(1, time_limit=wrong)
-    with pytest.raises(ValueError, match="time_limit must be"):
-        make_pool(1).options(time_limit=wrong)
+    with pytest.raises(ValueError, match=f"^{name} must be a number of seconds, more than 0"):
+        make_pool(1, **{name: wrong})
+    with pytest.raises(ValueError, match=f"^{name} must be"):
+        make_pool(1).options(**{name: wrong})
+
+
+def test_a_soft_limit_that_comes_too_late_is_refused(make_pool: MakePool) -> None:
+    """Nobody would ever see it."""
+    pool = make_pool(1, time_limit=2)
+    with pytest.raises(ValueError, match="soft_time_limit must be less than time_limit, not 2"):
+        pool.options(soft_time_limit=2)
+    assert pool.options(soft_time_limit=1.5).apply(identity, (1,)) == 1
+    assert pool.options(soft_time_limit=3, time_limit=None).apply(identity, (1,)) == 1
 
 
 def test_threads_have_no_limits() -> None:
     """They cannot be ended."""
     with pytest.raises(ValueError, match="threads cannot be ended"):
         pairpool.ThreadPool(1, time_limit=1)  # type: ignore[arg-type]
-    with pairpool.ThreadPool(1) as pool, pytest.raises(ValueError, match="threads cannot be ended"):
-        pool.options(time_limit=1)
+    with pairpool.ThreadPool(1) as pool:
+        limits: tuple[dict[str, Any], ...] = ({"time_limit": 1}, {"soft_time_limit": 1})
+        for limit in limits:
+            with pytest.raises(ValueError, match="threads cannot be ended"):
+                pool.options(**limit)
+
+
+def test_a_limit_holds_while_another_thread_waits(
+    make_pool: MakePool, make_line: MakeLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That thread sleeps without a limit of its own, and looks after everybody's."""
+    gate, asleep = make_line(), threading.Event()
+    pool = make_pool(2)
+    while any(slot.state != SlotState.IDLE for slot in pool._dispatcher.scheduler.slots.values()):
+        pool.apply(identity, (1,))  # what a worker says when it comes up would wake the thread
+    patient = pool.apply_async(wait_for, (gate,))
+
+    def tell_and_wait() -> None:
+        strike_within_wait(monkeypatch, asleep.set)
+        patient.wait()
+
+    waiter = threading.Thread(target=tell_and_wait)
+    waiter.start()
+    assert asleep.wait(PATIENCE)
+    over = threading.Event()
+    pool.options(time_limit=BRIEF).apply_async(sleep_on, error_callback=lambda _: over.set())
+    assert over.wait(PATIENCE)
+    gate.tell(b"x")
+    waiter.join(PATIENCE)
+    assert patient.get(PATIENCE) == b"x"
 
 
 def test_nobody_needs_to_wait_for_a_limit_to_hold(make_pool: MakePool) -> None:

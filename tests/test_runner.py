@@ -10,7 +10,7 @@ import pytest
 from pairpool._codec import DefinitionKind
 from pairpool._objects import ObjectCodec
 from pairpool._packet import DEFINITION_HEAD, TASKS_HEAD, Flag, Kind, Mode, OutcomeMode, Status
-from pairpool._runner import Runner
+from pairpool._runner import Gate, Runner
 
 DEFINITION = 7
 
@@ -31,10 +31,12 @@ class Claims:
         return self._units.pop() if self._units else -1
 
 
-def run(function: Any, units: list[Any], claims: Claims, mode: Mode, flags: int) -> list[tuple[int, Any]]:
+def run(
+    function: Any, units: list[Any], claims: Claims, mode: Mode, flags: int, gate: Gate | None = None
+) -> list[tuple[int, Any]]:
     """Run a packet; return what was sent, its head taken apart in no other way than its kind."""
     sent: list[tuple[int, Any]] = []
-    runner = Runner(ObjectCodec(), claims, None, lambda kind, _, buffers: sent.append((kind, buffers)))
+    runner = Runner(ObjectCodec(), claims, None, lambda kind, _, buffers: sent.append((kind, buffers)), gate)
     head = TASKS_HEAD.pack(mode, flags, 1, len(units), 1, DEFINITION, 0)
     carried = (DEFINITION_HEAD.pack(DEFINITION, DefinitionKind.NAMED), function)
     runner.run(1, [head, *carried, *([units] if mode == Mode.SHARED else units)], ())

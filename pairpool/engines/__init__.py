@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from pairpool._packet import Reason
 from pairpool.errors import UnsupportedPlatformError
 
 if TYPE_CHECKING:
@@ -71,9 +72,6 @@ class Handlers(Protocol):
     @property
     def look_at(self) -> int | None:
         """When `drain` has to be called at the latest, in ns of the monotonic clock."""
-
-    def seconds_to_look(self) -> float | None:
-        """The same in seconds from now."""
 
     def on_outcomes(self, outcomes: Outcomes) -> None: ...
     def on_refused(self, refusal: tuple[int, int, tuple[int, ...]]) -> None:
@@ -138,8 +136,14 @@ class Processes(Protocol):
     def has_taken(self, slot: int, packet: int) -> bool:
         """Whether the slot's worker is with this packet, or has been with it last."""
 
+    def interrupt(self, slot: int, mark: tuple[int, int, int], reason: Reason) -> None:
+        """Has an exception raised in the unit that `mark` told of, if it still runs at the slot."""
+
     def dump(self, slot: int) -> None:
         """Has the slot's worker write down its stack, for its `SlotEnd`."""
+
+    def terminate(self, slot: int) -> None:
+        """Sends SIGTERM to the slot's worker."""
 
     def kill(self, slot: int) -> None:
         """Ends the slot's worker, and all that it has started."""

@@ -44,6 +44,7 @@ from pairpool import _channel, _codec, _descriptors, _framing, errors
 from pairpool._cgroup import OomWatch
 from pairpool._handle import WorkerHandle
 from pairpool._outgoing import Outgoing
+from pairpool._packet import Reason
 from pairpool._pump import BATCH, Kick, Pump
 from pairpool._waiting import Deadline, wake_all
 from pairpool._zygote import Exited, Spawned, WorkerSetup, Zygote
@@ -75,7 +76,6 @@ class LocalEngine:
         self._handles: dict[int, WorkerHandle] = {}  # by slot
         self._chores: deque[Callable[[], None]] = deque()
         self._buried: deque[WorkerHandle] = deque()  # have ended; what belongs to them is still to be released
-        self._sleeps_until: int | None = None  # ns; None: for ever
         self._shutting = False  # workers end, or are ended; nothing new begins
         self._end_by = Deadline(None)  # when they have to have ended
         self._oom_watch = OomWatch()
@@ -187,6 +187,16 @@ class LocalEngine:
         if handle is not None:
             handle.dump_stack()
 
+    def interrupt(self, slot: int, mark: tuple[int, int, int], reason: Reason) -> None:
+        handle = self._handles.get(slot)
+        if handle is not None:
+            handle.interrupt(mark, reason)
+
+    def terminate(self, slot: int) -> None:
+        handle = self._handles.get(slot)
+        if handle is not None:
+            handle.signal(signal.SIGTERM)
+
     def kill(self, slot: int) -> None:
         self._leave(partial(self._kill, slot))
 
@@ -208,11 +218,8 @@ class LocalEngine:
 
     def watch_until(self, look_at: int | None) -> None:
         """The scheduler wants to be asked again at `look_at` (ns)."""
-        if look_at is not None and not self._pump.pumpers:
-            until = self._sleeps_until
-            if until is None or look_at < until:
-                self._sleeps_until = look_at
-                self.wake()
+        if look_at is not None:
+            (self._pump if self._pump.pumpers else self._wake_kick).look_by(look_at)
 
     # -- any thread -------------------------------------------------------------------------------------------
 
@@ -244,14 +251,18 @@ class LocalEngine:
                     # The kernel pushed back for want of memory or descriptors, which passes.
                     patience: float | None = REST
                 else:
-                    patience = self._end_by.remaining() if self._pump.pumpers else self._pump.patience(self._end_by)
+                    patience = self._patience()
                 if not self._chores and not self.handlers.events and not self._buried:
                     self._serve(self._outer.poll(None if patience is None else min(patience, LONGEST)))
-                self._sleeps_until = self.handlers.look_at if not self._pump.pumpers else None
         except BaseException as error:
             self.handlers.collapse(error)
         finally:
             self._end()
+
+    def _patience(self) -> float | None:
+        """Seconds to sleep. A caller who pumps looks in time himself; when he leaves he says when it is to be."""
+        self._wake_kick.sleeps_until = None
+        return self._end_by.remaining() if self._pump.pumpers else self._wake_kick.patience(self.handlers, self._end_by)
 
     def _serve(self, ready: Sequence[tuple[int, int]]) -> None:
         for descriptor, _ in ready:

@@ -289,6 +289,7 @@ class ThreadEngine:
 
     def _watch(self) -> None:
         while not self._finished.is_set():
+            self._watched_until = None  # who wants it to look earlier from now on finds this, and wakes it
             self._watched_until = watch_at = self._watch_at
             self._watch_signal.wait(None if watch_at is None else max(0.0, (watch_at - time.monotonic_ns()) / 1e9))
             now = time.monotonic_ns()
