@@ -10,6 +10,8 @@ was interrupted.
 
 from __future__ import annotations
 
+from functools import partial
+from multiprocessing import util
 from typing import Any
 
 from pairpool import errors
@@ -17,7 +19,7 @@ from pairpool._core import Core
 from pairpool._jobs import Record
 from pairpool._packet import OutcomeMode, Status
 from pairpool._ranges import Range
-from pairpool._states import Packet, PacketEvent
+from pairpool._states import Packet, PacketEvent, Slot
 from pairpool.engines import Outcomes, SlotEnd
 
 STARTS_THAT_MAY_FAIL = 3  # consecutive ones, besides one a slot, before it is believed that no worker will come up
@@ -131,6 +133,28 @@ class Answers(Core):
         self._failed_starts.clear()
         self.scheduler.up(slot, self._now(), self.events)
 
+    def on_full(self, word: tuple[int, Any, int]) -> None:
+        """A worker holds more memory than it may: another takes its place when it has ended what it runs."""
+        ident, worker, used = word
+        slot, most = self.scheduler.slots.get(ident), self._max_memory
+        if most is None or used <= most or (slot is not None and slot.state in ("asked", "starting")):
+            self._condemn(ident)
+            return
+        events, callbacks = self.events, self.callbacks
+        if slot is None or slot.state == "retiring":
+            del events[0]
+            return
+        # Loggers are the user's code.
+        words, following = (partial(_tell_full, worker, used, most),), (self._on_replaced, slot)
+        # commit
+        callbacks += words
+        events[0] = following
+
+        self.wake_callbacks()
+
+    def _on_replaced(self, slot: Slot) -> None:
+        self.scheduler.roster.retire(slot, self.events)
+
     def on_failed(self, failure: tuple[int, BaseException]) -> None:
         """An initializer raised; its worker ends."""
         self._start_failed(*failure, errors.InitializerError)
@@ -205,3 +229,9 @@ class Answers(Core):
         """What the first event says cannot be true: the worker that said it is to end."""
         self.engine.condemn(slot)
         del self.events[0]
+
+
+def _tell_full(worker: Any, used: int, most: int) -> None:
+    """On the callback thread."""
+    held, limit = (f"{size / 2**20:.1f} MiB" for size in (used, most))
+    util.info(f"worker process {worker.pid} is replaced: it holds {held}, over its limit of {limit}")

@@ -20,6 +20,23 @@ def check_construction(processes: int, initializer: object, maxtasksperchild: ob
     return operator.index(processes)
 
 
+def check_size(option: str, size: Any) -> int | None:
+    """Returns it as an int: bytes, or None."""
+    if size is None:
+        return None
+    try:
+        number = operator.index(size)
+    except TypeError:
+        number = None
+    if number is None or isinstance(size, bool):
+        raise TypeError(f"{option} must be a number of bytes as an int, 512 * 2**20 for 512 MiB, not {size!r}")
+    if number < 1:
+        raise ValueError(
+            f"{option} must be a number of bytes, more than 0, or None for as many as there are; not {size!r}"
+        )
+    return number
+
+
 def check_chunksize(chunksize: int) -> int:
     """Returns it as an int. The stdlib's map waits for ever with any other number, its imap raises islice's words."""
     try:

@@ -31,7 +31,7 @@ from pairpool._scheduler import Scheduler
 from pairpool._states import Action, Job, Packet, Sent, Slot, SlotState
 from pairpool._terms import Terms
 from pairpool._waiting import Settable, wake_all
-from pairpool.engines import Engine, Event, Processes
+from pairpool.engines import Engine, Event, Processes, WorkerPlan
 
 SHORTAGE = 1_000_000_000  # ns for which the system may have no room for a packet before its call is told
 RETRY = 5_000_000  # ns after which it is asked again: nothing tells when there is room
@@ -42,11 +42,12 @@ _call: Callable[[Callable[[], object]], object] = call  # its own type is too ge
 class Core:
     """One pool's state, and the steps that change it."""
 
-    def __init__(self, engine: Engine, size: int, budget: int | None) -> None:
+    def __init__(self, engine: Engine, plan: WorkerPlan, size: int, budget: int | None) -> None:
         self.engine = engine
         self.encoder = engine.encoder
         self.size = size
         self.events: deque[Event] = deque()
+        self.callbacks: deque[Callable[[], None]] = deque()  # what runs without the lock, on the callback thread
         self.calls = CallJob(self.encoder)
         self.batches: dict[int, BatchJob] = {}
         self.feeders: dict[int, Feeder] = {}
@@ -59,11 +60,10 @@ class Core:
         self.shutting = False  # the engine was told to end
         self.sent: list[Sent] = []  # a packet that is sent and not recorded yet (_exchange.py); one at most
         self.heard: deque[Event] = deque()  # what its worker said and is not digested yet; one at most
-        self.at_rest = (
-            False  # nothing is waiting, in flight or ending: a worker process may be sent a call that is not scheduled
-        )
+        self.at_rest = False  # nothing is waiting, in flight or ending: a call may be exchanged
         # Only processes' units have any.
         self.limits = Limits(cast(Processes, engine.processes), self._terms_of, self._close_slot)
+        self._max_memory = plan.max_memory_per_worker
         self._known: dict[int, set[int]] = {}  # by slot: definitions that its worker has confirmed
         self._carried: dict[int, weakref.ref[Definition]] = {}  # definitions that workers may have
         self._dropped: deque[int] = deque()  # those that are gone
@@ -195,7 +195,7 @@ class Core:
         """Has nothing more begin at a slot."""
         looks = tuple([(Action.LOOK, slot.ident, packet, True) for packet in slot.packets])
         if slot.state is not SlotState.RETIRING:
-            self.scheduler.roster.retire(slot)
+            self.scheduler.roster.retire(slot, None)
         self.scheduler.actions += looks
 
     def _refuse(self, job: Job, first: int, count: int, error: BaseException) -> None:
@@ -347,6 +347,10 @@ class Core:
         if not self.shutting and not self.scheduler.slots and not self.pending():
             self.engine.shut(kill=False)
             self.shutting = True
+
+    def wake_callbacks(self) -> None:
+        """There is something in `callbacks`."""
+        raise NotImplementedError
 
     def _now(self) -> int:
         return time.monotonic_ns()

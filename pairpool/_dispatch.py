@@ -37,7 +37,6 @@ import sys
 import threading
 import weakref
 from _thread import allocate_lock, get_ident
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -80,8 +79,7 @@ class Dispatcher(Exchange):
     """One pool's core, its lock, and the callback thread."""
 
     def __init__(self, engine: Engine, plan: WorkerPlan, size: int, budget: int | None) -> None:
-        super().__init__(engine, size, budget)
-        self.callbacks: deque[Callable[[], None]] = deque()
+        super().__init__(engine, plan, size, budget)
         self.forked = False  # this is a forked child's copy
         self.waiters = 0
         self._lock = allocate_lock()

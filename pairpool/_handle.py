@@ -226,6 +226,8 @@ class WorkerHandle:
             return handlers.on_refused, (self.slot, ident, struct.unpack(f"<{len(buffers[0]) // 2}H", buffers[0]))
         if kind == Kind.READY:
             return handlers.on_up, self.slot
+        if kind == Kind.FULL:
+            return handlers.on_full, (self.slot, self, *struct.unpack("<Q", buffers[0]))
         if kind == Kind.FAILED:
             return handlers.on_failed, (self.slot, _initializer_error(buffers[0]))
         raise errors.FramingError(f"a worker sent a message of kind {kind}")

@@ -65,6 +65,9 @@ class ObjectCodec:
     def loads(self, data: Any, descriptors: Sequence[int]) -> Any:
         return data
 
+    def kept(self, data: Any) -> Any:
+        return data
+
     def is_nothing(self, data: Any) -> bool:
         return data is NOTHING
 

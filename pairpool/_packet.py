@@ -38,6 +38,7 @@ class Kind(IntEnum):
     READY = 4  # the worker has run the initializer
     FAILED = 5  # the initializer raised: [0] is the error
     FORGET = 6  # control: definitions (u64 each) that will not be named again; the channel's end: end, too
+    FULL = 7  # the worker holds more memory than it may between units: [0] is how much, in bytes (u64)
 
 
 class Mode(IntEnum):

@@ -142,11 +142,11 @@ class Roster:
             return True
         if staff > wanted:
             staying = [slot for slot in self.slots.values() if slot.state is not SlotState.RETIRING]
-            self.retire(min(staying, key=lambda slot: (slot.state is not IDLE, slot.load, -slot.ident)))
+            self.retire(min(staying, key=lambda slot: (slot.state is not IDLE, slot.load, -slot.ident)), None)
             return True
         return False
 
-    def retire(self, slot: Slot) -> None:
+    def retire(self, slot: Slot, events: Events | None) -> None:
         """No more packets for this slot; it stops once what it runs is settled."""
         state = SLOT_TRANSITIONS[slot.state][SlotEvent.RETIRE]
         action = (Action.RECALL if slot.packets else Action.STOP, slot.ident)
@@ -156,3 +156,5 @@ class Roster:
         slot.state = state
         self.changed[slot.ident] = slot
         self._actions += (action,)
+        if events is not None:
+            del events[0]

@@ -40,6 +40,9 @@ class Codec(Protocol):
         """Which of the needs this worker has otherwise; empty where all are there."""
 
     def loads(self, data: Any, descriptors: Sequence[int]) -> Any: ...
+    def kept(self, data: Any) -> Any:
+        """A payload that is to be kept, without the message that it came in, which may be large."""
+
     def is_nothing(self, data: Any) -> bool: ...
     def encode_values(self, values: list[Any]) -> Any | None:
         """All values in one payload, or None where sharing one could be seen."""
@@ -87,13 +90,25 @@ Send = Callable[[int, int, Sequence[Any]], None]
 class Runner:
     """What one worker keeps between packets: the definitions that it was given."""
 
-    def __init__(self, codec: Codec, page: Page, outbox: Outbox | None, send: Send, gate: Gate | None = None) -> None:
-        """`gate`: None where nothing is interrupted."""
+    def __init__(
+        self,
+        codec: Codec,
+        page: Page,
+        outbox: Outbox | None,
+        send: Send,
+        gate: Gate | None = None,
+        look: Callable[[], None] | None = None,
+    ) -> None:
+        """`gate`: None where nothing is interrupted.
+
+        `look`: called between the units of a packet whose outcomes are committed one by one.
+        """
         self.gate = gate or Gate()
         self._codec = codec
         self._page = page
         self._outbox = outbox
         self._send = send
+        self._look = look
         self._definitions: dict[int, tuple[int, Any, tuple[int, ...]]] = {}
         self._functions: dict[int, Callable[..., Any]] = {}  # loaded; never those that carry state
 
@@ -120,7 +135,7 @@ class Runner:
                 return
         for number in range(n_definitions):
             name, kind = DEFINITION_HEAD.unpack(buffers[at])
-            self._definitions[name] = (kind, buffers[at + 1], shares[number] if shares else ())
+            self._definitions[name] = (kind, self._codec.kept(buffers[at + 1]), shares[number] if shares else ())
             at += 2
         filters = b""
         if flags & Flag.RETRIES:
@@ -199,20 +214,25 @@ class Runner:
     def _run_committing(self, ident: int, packet: _Packet, outbox: Outbox, started: int) -> None:
         """Runs unit by unit and commits each outcome before the next is claimed."""
         outbox.begin(ident)
-        claim = self._page.claim
+        claim, look = self._page.claim, self._look
         while (unit := claim()) >= 0:
             status, payload = packet.outcome(unit)
-            if len(payload) <= LONGEST_COMMIT and outbox.append(status, payload):
-                continue
-            now = time.monotonic_ns()
-            self._send_committed(ident, outbox, now - started)
-            started = now
-            if len(payload) <= LONGEST_COMMIT and outbox.append(status, payload):
-                continue
+            if len(payload) > LONGEST_COMMIT or not outbox.append(status, payload):
+                started = self._send_apart(ident, outbox, started, unit, status, payload)
+            if look is not None:
+                del payload
+                look()
+        self._send_committed(ident, outbox, time.monotonic_ns() - started)
+
+    def _send_apart(self, ident: int, outbox: Outbox, started: int, unit: int, status: int, payload: Any) -> int:
+        """Sends what is committed, and an outcome for which there was no room; returns when that was."""
+        now = time.monotonic_ns()
+        self._send_committed(ident, outbox, now - started)
+        if len(payload) > LONGEST_COMMIT or not outbox.append(status, payload):
             head = OUTCOMES_HEAD.pack(OutcomeMode.SEPARATE, unit, 1, 0)
             self._send(Kind.OUTCOMES, ident, [head, bytes((status,)), payload])
             outbox.begin(ident, unit + 1)
-        self._send_committed(ident, outbox, time.monotonic_ns() - started)
+        return now
 
     def _send_committed(self, ident: int, outbox: Outbox, took: int) -> None:
         first, count, records = outbox.take()

@@ -29,7 +29,7 @@ class SlotEvent(StrEnum):
     UP = "up"  # its worker has run the initializer
     ASSIGN = "assign"  # a packet was sent
     DRAIN = "drain"  # the last packet in flight was settled or came back
-    RETIRE = "retire"  # the pool shrinks, or the worker has done its share of tasks
+    RETIRE = "retire"  # the pool shrinks, or the worker has done its share of tasks or holds too much memory
     DOWN = "down"  # its worker ended, for whatever reason
 
 

@@ -40,17 +40,22 @@ class WorkerSetup:
     Args:
         entry: what a worker runs, with this, its slot and its descriptors; None is
             ``pairpool._worker.run``.
+        max_memory_per_worker, memory_limit: bytes; see ``pairpool.engines.WorkerPlan``.
     """
 
     initializer: Callable[..., object] | None = None
     initargs: tuple[Any, ...] = ()
     entry: Entry | None = None
+    max_memory_per_worker: int | None = None
+    memory_limit: int | None = None
 
     def resolve_entry(self) -> Entry:
         """Return what a worker runs."""
+        # Imported by whoever forks, before the fork: in a fork of a threaded process an
+        # import may wait for ever for a module that another thread was just importing.
+        if self.max_memory_per_worker is not None or self.memory_limit is not None:
+            from pairpool import _memory  # noqa: F401  # for the worker, which has it then
         if self.entry is None:
-            # Imported by whoever forks, before the fork: in a fork of a threaded process an
-            # import may wait for ever for a module that another thread was just importing.
             from pairpool import _worker
 
             self.entry = _worker.run

@@ -19,7 +19,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from pairpool import _channel, _codec, _descriptors, _framing
@@ -30,6 +30,7 @@ from pairpool._page import DUMP_SIGNAL, Page
 from pairpool._runner import Runner
 
 if TYPE_CHECKING:
+    from pairpool._memory import Gauge, Limit
     from pairpool._surroundings import WorkerSetup
 
 SPIN = 50e-6  # seconds a worker keeps looking for its next packet before it sleeps: less than a wake-up costs
@@ -47,17 +48,20 @@ def run(setup: WorkerSetup, slot: int, descriptors: tuple[int, ...]) -> None:
     control = socket.socket(*kind, fileno=descriptors[1])
     # What a task forks has none of it: neither its children nor the zygotes of pools that it makes.
     _descriptors.register(tasks, control)
+    gauge, limit = _rations(setup)
     with (
         tasks,
         control,
         _crashes_told(descriptors[3:]),
         closing(Outbox.attach(descriptors[2])) as outbox,
         closing(Page.attach(descriptors[3:])) as page,
+        nullcontext() if gauge is None else closing(gauge),
     ):
-        worker = Worker(tasks, control, outbox, page)
+        worker = Worker(tasks, control, outbox, page, gauge, limit)
         if setup.initializer is not None:
+            initializer = setup.initializer if limit is None else limit.holding(setup.initializer)
             try:
-                setup.initializer(*setup.initargs)
+                initializer(*setup.initargs)
             except BaseException as error:
                 # The stdlib's worker would die with this traceback, and be replaced for ever.
                 worker.send(Kind.FAILED, slot, [traceback.format_exc().encode("utf-8", "backslashreplace")])
@@ -67,6 +71,16 @@ def run(setup: WorkerSetup, slot: int, descriptors: tuple[int, ...]) -> None:
                 raise
         worker.send(Kind.READY, slot, [])
         worker.serve()
+
+
+def _rations(setup: WorkerSetup) -> tuple[Gauge | None, Limit | None]:
+    """What minds the memory of a worker that has just come up."""
+    most, room = setup.max_memory_per_worker, setup.memory_limit
+    if most is None and room is None:
+        return None, None
+    from pairpool import _memory  # is there already: see WorkerSetup.resolve_entry
+
+    return None if most is None else _memory.Gauge(most), None if room is None else _memory.Limit(room)
 
 
 @contextmanager
@@ -114,6 +128,9 @@ class _PickleCodec:
         places = [place for place, need in enumerate(needs) if need in refused]
         return struct.pack(f"<{len(places)}H", *places) if places else None
 
+    def kept(self, data: Any) -> bytes:
+        return bytes(data)
+
     def is_nothing(self, data: Any) -> bool:
         return not len(data)
 
@@ -131,12 +148,29 @@ class _PickleCodec:
 class Worker:
     """The process's ends of its channels, and the runner between them."""
 
-    def __init__(self, tasks: socket.socket, control: socket.socket, outbox: Outbox, page: Page) -> None:
+    def __init__(
+        self,
+        tasks: socket.socket,
+        control: socket.socket,
+        outbox: Outbox,
+        page: Page,
+        gauge: Gauge | None = None,
+        limit: Limit | None = None,
+    ) -> None:
         self._tasks = tasks
         self._control = control
+        self._gauge = gauge
+        self._look = None if gauge is None else self._look_at_gauge
+        # Who has no options about memory makes no call more for them.
+        codec, self._send = _PickleCodec(), self.send
+        if limit is not None:
+            self._send = limit.lifting(self.send)
+            codec.encode_values = limit.lifting(codec.encode_values)  # type: ignore[method-assign]
+            codec.encode_error = limit.lifting(codec.encode_error)  # type: ignore[method-assign]
         interrupts = Interrupts(page)
         interrupts.install()
-        self._runner = Runner(_PickleCodec(), page, outbox, self.send, interrupts)
+        self._runner = Runner(codec, page, outbox, self._send, interrupts, self._look)
+        self._run = self._runner.run if limit is None else limit.holding(self._runner.run)
         self._arrivals: deque[tuple[Any, Any]] = deque()
         self._stopped = False
 
@@ -163,11 +197,14 @@ class Worker:
         poll.register(self._tasks, select.POLLIN)
         poll.register(self._control, select.POLLIN)
         arrivals = self._arrivals
+        look = self._look
         since_control = 0
         while not self._stopped:
             if _framing.await_message(self._tasks, arrivals, None, SPIN):
                 if not self._take_packet(arrivals.popleft()[1]):
                     return
+                if look is not None:
+                    look()  # only here, where nothing of the packet is in memory any more
                 since_control += 1
                 if since_control < CONTROL_EVERY:
                     continue
@@ -185,8 +222,14 @@ class Worker:
         for memfd in received[: len(received) - len(descriptors)]:
             os.close(memfd)
         if kind == Kind.TASKS:
-            self._runner.run(ident, buffers, descriptors)
+            self._run(ident, buffers, descriptors)
         return True
+
+    def _look_at_gauge(self) -> None:
+        """Tells the parent, once, that this process holds more memory than it may between units."""
+        if self._gauge is not None and (used := self._gauge.excess()):
+            self._gauge = None
+            self._send(Kind.FULL, 0, [used.to_bytes(8, "little")])
 
     def _read_control(self) -> None:
         arrivals = self._arrivals

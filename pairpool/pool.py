@@ -40,9 +40,19 @@ class Pool(Tasks, stdlib.Pool):  # type: ignore[misc]
         retry: when items are run again; None: never. See `options`.
         time_limit: seconds that an item may take; None: as long as it likes. See `options`.
         soft_time_limit: seconds after which an item is told by an exception; None: never. See `options`.
+        max_memory_per_worker: bytes of memory of its own that a worker may hold when it has ended an item; one that
+            holds more is replaced, as with `maxtasksperchild`: what it has begun by then it finishes, and nothing is
+            lost. Its own is what is resident and anonymous, less what was when it came up, before the initializer ran.
+            A worker is not replaced before it has run something, so leave room for what the initializer loads. Why
+            one is replaced is logged: see `multiprocessing.get_logger`, level INFO.
+        memory_limit: bytes that a worker may ask for beyond what it came up with (RLIMIT_DATA). An item that asks for
+            more gets a MemoryError, which is that item's error, and the worker lives on. Shared mappings and files do
+            not count, and each child of a worker has the limit for itself. Where a library in C ends the process
+            instead, the item ends in `WorkerLostError`, with SIGABRT or SIGSEGV and a stack.
 
     Raises:
-        ValueError, TypeError: for arguments that the standard library's pool refuses, in its words.
+        ValueError, TypeError: for arguments that the standard library's pool refuses, in its words; for sizes that are
+            no numbers of bytes.
         UnsupportedPlatformError: where the system is not Linux.
     """
 
@@ -57,6 +67,8 @@ class Pool(Tasks, stdlib.Pool):  # type: ignore[misc]
         retry: _dispatch.Retry | None = None,
         time_limit: float | None = None,
         soft_time_limit: float | None = None,
+        max_memory_per_worker: int | None = None,
+        memory_limit: int | None = None,
     ) -> None:
         if not _is_ours(self):
             _StdlibPool.__init__(self, processes, initializer, initargs, maxtasksperchild, context)
@@ -66,8 +78,13 @@ class Pool(Tasks, stdlib.Pool):  # type: ignore[misc]
             processes = _dispatch.default_size()
         processes = _arguments.check_construction(processes, initializer, maxtasksperchild)
         self._budget = maxtasksperchild
-        plan = _dispatch.WorkerPlan(initializer, tuple(initargs) if initializer is not None else ())
         engine = self._make_engine(context)
+        plan = _dispatch.WorkerPlan(
+            initializer,
+            tuple(initargs) if initializer is not None else (),
+            _size("max_memory_per_worker", max_memory_per_worker, engine),
+            _size("memory_limit", memory_limit, engine),
+        )
         self._retry, self._time_limit, self._soft_time_limit = retry, time_limit, soft_time_limit
         self._terms = _terms(retry, time_limit, soft_time_limit, engine)
         self._dispatcher = _dispatch.Dispatcher(engine, plan, processes, maxtasksperchild)
@@ -236,6 +253,12 @@ def _terms(
     return _dispatch.Terms(retry, time_limit, soft_time_limit, engine.encoder.definition)
 
 
+def _size(option: str, size: int | None, engine: _dispatch.Engine) -> int | None:
+    if size is not None and engine.processes is None:
+        raise ValueError(f"threads share the memory of one process, so they have no {option}")
+    return _arguments.check_size(option, size)
+
+
 def _end_forgotten(dispatcher: _dispatch.Dispatcher) -> None:
     """A pool that nobody holds any more, or that is open when the interpreter exits."""
     if not dispatcher.forked:
@@ -256,9 +279,12 @@ class ThreadPool(Pool, stdlib.ThreadPool):  # type: ignore[misc]  # as above
         retry: _dispatch.Retry | None = None,
         time_limit: None = None,
         soft_time_limit: None = None,
+        max_memory_per_worker: None = None,
+        memory_limit: None = None,
     ) -> None:
         limits = {"time_limit": time_limit, "soft_time_limit": soft_time_limit}
-        Pool.__init__(self, processes, initializer, initargs, retry=retry, **limits)
+        sizes = {"max_memory_per_worker": max_memory_per_worker, "memory_limit": memory_limit}
+        Pool.__init__(self, processes, initializer, initargs, retry=retry, **limits, **sizes)
 
     def _make_engine(self, context: Any) -> _dispatch.Engine:
         return _dispatch.load_engine("threads", None)

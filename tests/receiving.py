@@ -107,6 +107,10 @@ class Receiver:
         """Note it."""
         self._note("up", slot)
 
+    def on_full(self, word: tuple[int, Any, int]) -> None:
+        """Note it."""
+        self._note("full", word[0])
+
     def on_failed(self, failure: tuple[int, BaseException]) -> None:
         """Note it."""
         self._note("failed", failure[0])

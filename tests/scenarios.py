@@ -22,6 +22,9 @@ from scripted import ScriptedEngine, ScriptedWorker
 Scenario: TypeAlias = "Callable[[Stage], Any]"
 
 
+MOST = 1000  # bytes that a worker may hold
+
+
 class Clock:
     """The time of the dispatcher, which passes when it is told to."""
 
@@ -52,7 +55,7 @@ class Stage:
         self.flaky: list[int] = []  # items that fail, as often as they stand here
         self.told: list[Any] = []  # what callbacks were called with
         self.engine = ScriptedEngine()
-        self.dispatcher = Dispatcher(self.engine, WorkerPlan(), size, budget)
+        self.dispatcher = Dispatcher(self.engine, WorkerPlan(max_memory_per_worker=MOST), size, budget)
 
     # -- entering -------------------------------------------------------------------------------
 
@@ -374,6 +377,39 @@ def refused_workers(stage: Stage) -> Any:
     return [outcome(each) for each in results]
 
 
+class Named:
+    """A worker whose pid is asked for when something is logged of it."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._told = stage.told
+
+    @property
+    def pid(self) -> int:
+        """Note that it was asked for."""
+        self._told.append("logged")
+        return 1
+
+
+def too_much_memory(stage: Stage) -> Any:
+    """Workers hold too much at work, twice, and while idle; they are replaced, and that is logged once for each."""
+    results = [stage.map(range(1, 99, 2)), *(stage.call(stage.result(), n) for n in range(1, 9))]
+    for _ in range(3):
+        for worker in stage.workers:
+            worker.go_on()
+            stage.enter()
+    first, second = stage.workers
+    for worker in (first, second, first):
+        stage.post(stage.dispatcher.on_full, (worker.slot, Named(stage), MOST + 1))
+    stage.run()
+    idle = stage.workers[0]
+    stage.post(stage.dispatcher.on_full, (idle.slot, Named(stage), MOST + 1))
+    results.append(stage.call(stage.result(), 9))
+    stage.run()
+    assert not {first, second, idle} & {*stage.workers}
+    assert stage.told == 3 * ["logged"]
+    return [outcome(each) for each in results]
+
+
 def nonsense(stage: Stage) -> Any:
     """A worker says twice that it is up, and is replaced."""
     first = stage.workers[0]
@@ -435,5 +471,5 @@ def breakdown(stage: Stage) -> Any:
 
 SCENARIOS: tuple[Scenario, ...] = (
     calls, maps, iterators, stealing, refusals, retries, deaths, resizes, cancels, failing_initializers,
-    refused_workers, nonsense, shortages, termination, breakdown,
+    refused_workers, too_much_memory, nonsense, shortages, termination, breakdown,
 )  # fmt: skip

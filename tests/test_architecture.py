@@ -47,7 +47,7 @@ STOREYS = {
         "errors",
         doors="_codec",
     ),
-    "worker": Storey("_runner _interrupts _worker", "errors words descriptors framing transport pickling"),
+    "worker": Storey("_runner _interrupts _memory _worker", "errors words descriptors framing transport pickling"),
     "zygote": Storey("_orders _surroundings _nursery _birth _zygote", "errors descriptors worker", doors="_zygote"),
     "scheduler": Storey("_scheduler _backlog _roster _pacing _ranges _limits", "words"),
     "jobs": Storey("_jobs _body _terms _feeder", "errors words pickling worker scheduler"),

@@ -90,6 +90,9 @@ class Handlers(Protocol):
     def on_up(self, slot: int) -> None:
         """Its worker has run the initializer."""
 
+    def on_full(self, word: tuple[int, Any, int]) -> None:
+        """Argument: slot, its worker (as of `Engine.workers`), bytes that this holds though it has ended a unit."""
+
     def on_failed(self, failure: tuple[int, BaseException]) -> None:
         """Argument: slot, what its initializer raised."""
 
@@ -119,6 +122,9 @@ class WorkerPlan:
 
     initializer: Callable[..., object] | None = None
     initargs: tuple[Any, ...] = ()
+    # Of engines whose slots are processes:
+    max_memory_per_worker: int | None = None  # bytes of its own beyond which a worker tells `Handlers.on_full`, once
+    memory_limit: int | None = None  # bytes that a worker's units may ask for beyond what it comes up with
 
 
 class Processes(Protocol):

@@ -91,7 +91,13 @@ class LocalEngine:
             self._wake_kick = undo.enter_context(closing(Kick()))
             self._pump = Pump(handlers, self.wake)
             undo.callback(self._pump.release)
-            self._zygote = Zygote.start(self._context, WorkerSetup(plan.initializer, plan.initargs))
+            setup = WorkerSetup(
+                plan.initializer,
+                plan.initargs,
+                max_memory_per_worker=plan.max_memory_per_worker,
+                memory_limit=plan.memory_limit,
+            )
+            self._zygote = Zygote.start(self._context, setup)
             undo.pop_all()
         self._outer = self._pump.outer
         try:
