@@ -62,6 +62,7 @@ class Core:
         self.heard: deque[Event] = deque()  # what its worker said and is not digested yet; one at most
         self.at_rest = False  # nothing is waiting, in flight or ending: a call may be exchanged
         # Only processes' units have any.
+        self.sated = False  # nothing can be sent until something is answered: a call may wait to be taken
         self.limits = Limits(cast(Processes, engine.processes), self._terms_of, self._close_slot)
         self._max_memory = plan.max_memory_per_worker
         self._known: dict[int, set[int]] = {}  # by slot: definitions that its worker has confirmed
@@ -140,6 +141,7 @@ class Core:
             self.engine.watch_until(look_at)
         for feeder in self.feeders.values():
             feeder.nudge()
+        self.sated = self.calls.ident in scheduler.waiting
         if self.closing:
             self._shut_when_quiet()
         else:

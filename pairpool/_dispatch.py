@@ -102,7 +102,9 @@ class Dispatcher(Exchange):
         """Adds one call."""
         self._watch_definition(call.definition)
         self.calls.incoming += (call,)
-        self.drain()
+        # Otherwise whoever digests the next answer takes it, or whoever is at it now: he looks again before he leaves.
+        if not self.sated:
+            self.drain()
 
     def call_and_wait(self, call: Call) -> None:
         """Adds one call whose caller waits: it may be settled on return."""

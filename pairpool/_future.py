@@ -91,7 +91,8 @@ class Future(concurrent.futures.Future[T]):
     def _leave(self) -> None:
         """It is done: whoever waits for it looks again. Idempotent."""
         self._pool = None
-        wake_all(self.signals)
+        if self.signals:
+            wake_all(self.signals)
 
     # -- the caller's side -----------------------------------------------------------------------------------
 
@@ -136,6 +137,8 @@ class Future(concurrent.futures.Future[T]):
 
     def result(self, timeout: float | None = None) -> T:
         self._await(timeout)
+        if self._state == "FINISHED" and self._exception is None:
+            return self._result  # type: ignore[return-value]  # there is one now
         try:
             return super().result(0)
         finally:

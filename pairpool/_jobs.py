@@ -115,11 +115,6 @@ class Call(NamedTuple):
     sink: Sink
     terms: Terms | None = None
 
-    @property
-    def filter(self) -> Definition | None:
-        """Of the errors after which it is run again."""
-        return None if self.terms is None else self.terms.filter
-
 
 class CallJob:
     """All calls of a pool, in the order in which they were made."""
@@ -140,26 +135,27 @@ class CallJob:
         limit_ns = 0
         payloads: list[Payload | None] = []
         for unit in range(first, first + limit):
-            call = self.calls[unit]
-            payload = call.payload
-            if isinstance(payload, BaseException) or not call.sink.begin():
+            definition, payload, sink, terms = self.calls[unit]
+            if isinstance(payload, BaseException) or not sink.begin():
                 names.append(0)
                 filters.append(0)
                 payloads.append(None)
                 continue
             room -= takes(payload)
             fresh = {}
-            for definition in (call.definition, call.filter):
-                if definition is not None and definition.ident not in known and definition.ident not in definitions:
-                    fresh[definition.ident] = definition
-                    room -= takes(definition.payload)
+            filter_ = None if terms is None else terms.filter
+            for carried in (definition, filter_):
+                if carried is not None and carried.ident not in known and carried.ident not in definitions:
+                    fresh[carried.ident] = carried
+                    room -= takes(carried.payload)
             if room < 0 and payloads:
                 break
-            definitions |= fresh
-            names.append(_ident_of(call.definition))
-            filters.append(_ident_of(call.filter))
-            if call.terms is not None and call.terms.first_limit_ns:
-                limit_ns = min(limit_ns or call.terms.first_limit_ns, call.terms.first_limit_ns)
+            if fresh:
+                definitions |= fresh
+            names.append(0 if definition is None else definition.ident)
+            filters.append(0 if filter_ is None else filter_.ident)
+            if terms is not None and terms.first_limit_ns:
+                limit_ns = min(limit_ns or terms.first_limit_ns, terms.first_limit_ns)
             payloads.append(payload)
         return pack_body(
             self._encoder,
@@ -182,7 +178,7 @@ class CallJob:
             return None
         if (definition is not None and definition.ident not in known) or call.terms is not None:
             return None
-        name = _ident_of(definition)
+        name = 0 if definition is None else definition.ident
         head = TASKS_HEAD.pack(Mode.CALLS, Flag.VISIBLE, 0, 1, 0, 0, self.plan.ready)
         return Body(1, [head, name.to_bytes(8, "little"), payload.data], (), _NONE_RIDE, ())
 
@@ -194,14 +190,16 @@ class CallJob:
                 call = calls.get(unit)
                 if call is None:
                     continue  # settled when this was interrupted
-                if status == Status.SKIPPED and isinstance(call.payload, BaseException):
-                    call.sink.settle(Status.ERROR, call.payload)
+                _, sent, sink, terms = call
+                if isinstance(sent, BaseException):
+                    sink.settle(Status.ERROR, sent)
                 else:
-                    call.sink.settle(status, payload)
-                if isinstance(call.payload, Payload) and call.payload.descriptors:
-                    call.payload.close()
+                    sink.settle(status, payload)
+                    if sent.descriptors:
+                        sent.close()
                 calls.pop(unit, None)
-                self.tries.forget(unit)
+                if terms is not None:
+                    self.tries.forget(unit)
             del records[0]
 
     def fall_back(self, first: int, count: int) -> None:
@@ -423,10 +421,6 @@ class BatchJob:
             if payload.descriptors:
                 payload.close()
         self.prepared.clear()
-
-
-def _ident_of(definition: Definition | None) -> int:
-    return 0 if definition is None else definition.ident
 
 
 def fall_back_definition(definition: Definition) -> bool:

@@ -94,9 +94,10 @@ class Reach:
     def still_holds(self) -> bool:
         """Tell whether every binding is what it was."""
         get = self._main.get
-        return all(like.holds_for(get(name, MISSING)) for name, like in self.definitions.items()) and all(
-            type(get(name, MISSING)) is kind for name, kind in self._others.items()
-        )
+        for name, like in self.definitions.items():  # no generators: it is asked for every call
+            if not like.holds_for(get(name, MISSING)):
+                return False
+        return not self._others or all(type(get(name, MISSING)) is kind for name, kind in self._others.items())
 
 
 def _is_same_version(shipped: tuple[Likeness | None, object, int], value: object) -> bool:

@@ -33,6 +33,8 @@ def may_send_ahead(job: Job, slots: int) -> bool:
     """Whether a packet may be queued behind others: while those of a job grow, the next ones will carry more."""
     if not job.unit_ns:
         return job.in_flight < slots
+    if not job.closed and job.waiting * job.unit_ns < SHORTEST:
+        return False
     return job.grown >= TARGET // job.unit_ns or job.in_flight < LEARNING * slots
 
 

@@ -96,7 +96,8 @@ class _Result:
         self._settled = True
         self._done = True
         self._pool = None
-        wake_all(self.signals)
+        if self.signals:
+            wake_all(self.signals)
 
     def outcome(self) -> Outcome:
         """Decodes on first use; always the same objects afterwards, also where two threads ask at once."""
