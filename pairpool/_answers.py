@@ -17,8 +17,10 @@ from typing import Any
 from pairpool import errors
 from pairpool._core import Core
 from pairpool._jobs import Record
+from pairpool._pacing import ASLEEP
 from pairpool._packet import OutcomeMode, Status
 from pairpool._ranges import Range
+from pairpool._respawn import Respawn
 from pairpool._states import Packet, PacketEvent, Slot
 from pairpool.engines import Outcomes, SlotEnd
 
@@ -43,6 +45,9 @@ class Answers(Core):
         if offset < packet.done:
             # The first of them were told by a look at the outbox before.
             record = record.after(packet.first + packet.done)
+        packet.slot.lying_since = 0
+        if self.respawn.barren:
+            self.respawn.barren = 0
         known = self._known[slot]
         if packet.definitions:
             known |= packet.definitions
@@ -91,7 +96,11 @@ class Answers(Core):
         if packet.done:
             self._condemn(packet.slot.ident)  # it told outcomes of what it never took
             return
-        self.scheduler.came_back(packet, PacketEvent.RECALL, self._now(), self.events)
+        now, slots, processes = self._now(), self.scheduler.slots.values(), self.engine.processes
+        self.scheduler.roster.untaken(packet, now)
+        if packet.limit and processes is not None and all(slot.asleep for slot in slots):
+            processes.kill(packet.slot.ident)  # what may take only so long does not wait for ever either
+        self.scheduler.came_back(packet, PacketEvent.RECALL, now, self.events)
 
     def on_unsendable(self, failure: tuple[int, BaseException]) -> None:
         ident, error = failure
@@ -128,7 +137,11 @@ class Answers(Core):
             del self.events[0]
             return
         if slot.state not in ("starting", "retiring"):
-            self._condemn(ident)
+            if slot.allowance <= ASLEEP:  # nobody has asked it
+                self._condemn(ident)
+                return
+            self.scheduler.may_steal = True
+            self.scheduler.roster.awoke(slot, self.events)
             return
         self._failed_starts.clear()
         self.scheduler.up(slot, self._now(), self.events)
@@ -200,9 +213,30 @@ class Answers(Core):
         if slot.state == "starting" and end.pid is not None:
             unready = errors.WorkerLostError.of(end.pid, end.exitcode, end.why, stack=end.stack)
             self._start_failed(end.slot, unready, errors.InitializerError)
+        elif slot.state in ("idle", "busy"):
+            self._replace(slot, end, now)
         self._known.pop(end.slot, None)
         self.limits.forget(end.slot)
         self.scheduler.roster.down(slot, self.events)
+
+    def _replace(self, slot: Slot, end: SlotEnd, now: int) -> None:
+        """A worker that was up has died; judges when another takes its place, and whether that is of any use."""
+        if not end.in_vain or slot.asleep:  # nobody sleeps as fast as a storm
+            self.respawn = Respawn()
+            return
+        self.respawn.died_in_vain(slot.ident, self.size, now, missed=self._is_missed())
+        attempts = self.respawn.barren
+        if attempts >= STARTS_THAT_MAY_FAIL + self.size:
+            lost = errors.WorkerLostError.of(end.pid, end.exitcode, end.why, stack=end.stack, never="began a task")
+            problem = errors.PairpoolError(f"no worker lived to begin a task in {attempts} attempts: {lost}")
+            problem.__cause__ = lost
+            self._give_up(problem)
+
+    def _is_missed(self) -> bool:
+        """Whether units wait while no worker is at work, so that nothing but a new one would begin them."""
+        processes, packets = self.engine.processes, self.scheduler.packets.values()
+        at_work = processes is not None and any(processes.has_taken(each.slot.ident, each.ident) for each in packets)
+        return bool(self.scheduler.waiting) and not at_work
 
     def _lost(self, packet: Packet, unit: int, end: SlotEnd, now: int) -> errors.PairpoolError | None:
         """The error of a unit that its worker died of, or was killed for; None where it is to run again."""

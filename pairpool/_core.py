@@ -27,6 +27,7 @@ from pairpool._codec import Definition
 from pairpool._feeder import CLOSED, Feeder
 from pairpool._jobs import BatchJob, CallJob, Sink
 from pairpool._limits import Limits
+from pairpool._respawn import Respawn
 from pairpool._scheduler import Scheduler
 from pairpool._states import Action, Job, Packet, Sent, Slot, SlotState
 from pairpool._terms import Terms
@@ -51,7 +52,8 @@ class Core:
         self.calls = CallJob(self.encoder)
         self.batches: dict[int, BatchJob] = {}
         self.feeders: dict[int, Feeder] = {}
-        self.scheduler = Scheduler(credit=engine.credit, packet_room=engine.packet_room, budget=budget)
+        rouses = engine.processes is not None
+        self.scheduler = Scheduler(credit=engine.credit, packet_room=engine.packet_room, budget=budget, rouses=rouses)
         self.scheduler.backlog.add(self.calls.plan)
         self.closing = False
         self.over: BaseException | None = None  # why nothing more can end well
@@ -69,6 +71,7 @@ class Core:
         self._carried: dict[int, weakref.ref[Definition]] = {}  # definitions that workers may have
         self._dropped: deque[int] = deque()  # those that are gone
         self._failed_starts: set[int] = set()
+        self.respawn = Respawn()
         self._collapsed = False  # a fault of ours ended everything
         self._short_since: int | None = None  # the system has had no room for the next packet since then, in ns
         self._retry_at = 0  # when it is to be asked again
@@ -82,9 +85,11 @@ class Core:
     @property
     def look_at(self) -> int | None:
         """When to digest at the latest, in ns, though nothing has come; None: never."""
-        look_at, limit_at = self.scheduler.look_at, self.limits.look_at
+        look_at, limit_at, respawn_at = self.scheduler.look_at, self.limits.look_at, self.respawn.at
         if limit_at is not None and (look_at is None or limit_at < look_at):
             look_at = limit_at
+        if respawn_at is not None and (look_at is None or respawn_at < look_at):
+            look_at = respawn_at
         if self._short_since is None:
             return look_at
         return self._retry_at if look_at is None else min(look_at, self._retry_at)
@@ -127,7 +132,7 @@ class Core:
                 self.limits.clear()
             if actions or events:
                 continue
-            if (self._restaffs or roster.staff != self.size) and roster.maintain(self._slots_wanted()):
+            if (self._restaffs or roster.staff != self.size) and self._restaff():
                 continue
             if self.feeders:
                 self.starving = scheduler.starving()
@@ -300,6 +305,9 @@ class Core:
             packet = self.scheduler.packets.get(action[2])
             if packet is not None:
                 self.engine.look(action[1], packet.ident, packet.count, action[3])
+        elif kind is Action.ROUSE:
+            if self.engine.processes is not None:
+                self.engine.processes.rouse(action[1])
         elif kind is Action.OPEN:
             self._known.setdefault(action[1], set())
             self.engine.open(action[1])
@@ -333,8 +341,15 @@ class Core:
 
     @property
     def _restaffs(self) -> bool:
-        """Whether there may be other slots wanted than the pool's size."""
-        return self.closing or self.over is not None
+        """Whether it is not enough to compare the number of slots with the pool's size."""
+        return self.closing or self.over is not None or self.respawn.at is not None
+
+    def _restaff(self) -> bool:
+        """Takes one step towards the slots that are wanted; False where none is needed, or to be taken yet."""
+        wanted = self._slots_wanted()
+        if self.respawn.at is not None and self.respawn.waits(self._now()) and self.scheduler.roster.staff < wanted:
+            return False
+        return self.scheduler.roster.maintain(wanted)
 
     def _slots_wanted(self) -> int:
         if self.over is not None or (self.closing and not self.pending()):
@@ -398,15 +413,18 @@ class Core:
     def on_resize(self, size: int) -> None:
         events = self.events
         none_failed: set[int] = set()
+        respawn = Respawn()
         # commit
         self.size = size
         self._failed_starts = none_failed  # the system may give now what it did not give then
+        self.respawn = respawn
         del events[0]
 
     def on_close(self, _: None) -> None:
-        events = self.events
+        events, respawn = self.events, Respawn()
         # commit
         self.closing = True
+        self.respawn = respawn  # what is pending is not to wait for workers
         del events[0]
 
     def on_terminate(self, error: BaseException) -> None:
@@ -426,3 +444,4 @@ class Core:
             self._forget(batch)
         self.calls.fail(error)
         self.scheduler.backlog.remove(self.calls.plan)
+        self.respawn = Respawn()  # last, since who judges by it may be interrupted before

@@ -123,7 +123,8 @@ class WorkerHandle:
         packet = mark.packet if mark.begun else None
         # Not of one that ends in any other way, though a signal may have been caught and survived.
         stack = self.page.dump()[self._dumped :].strip() if exitcode is not None and exitcode < 0 else ""
-        return SlotEnd(self.slot, self.known_pid, exitcode, packet, mark.begun - 1, mark.started_ns, why, stack)
+        begun, in_vain = mark.begun - 1, not mark.packet
+        return SlotEnd(self.slot, self.known_pid, exitcode, packet, begun, mark.started_ns, why, stack, in_vain)
 
     def mark(self) -> tuple[int, int, int] | None:
         """The packet and unit that run, and since when in ns; None where none does."""
@@ -152,11 +153,19 @@ class WorkerHandle:
 
     def forget(self, definition: int) -> None:
         """Tells the worker that it need not keep a definition, where there is room to tell it."""
-        message = _framing.pack(Kind.FORGET, 0, [definition.to_bytes(8, "little")])
+        self._tell(Kind.FORGET, [definition.to_bytes(8, "little")])
+
+    def rouse(self) -> bool:
+        """Has the worker say that it is up; False where there is no room to tell it."""
+        return self._tell(Kind.ROUSE, [])
+
+    def _tell(self, kind: Kind, buffers: Sequence[Any]) -> bool:
+        message = _framing.pack(kind, self.slot, buffers)
         try:
             self.control.sendmsg([message], (), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except OSError:
-            pass  # the worker has ended; or it has not read in a long time, and keeps the definition for longer
+            return False  # the worker has ended, or has not read in a long time
+        return True
 
     def stop(self) -> None:
         """Tells the worker to end when it has nothing to run: by the channel's end, for which there is always room."""

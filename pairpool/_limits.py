@@ -21,13 +21,12 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, NamedTuple
 
 from pairpool._packet import Reason
-from pairpool._states import Packet, Slot, SlotState
+from pairpool._states import Packet, Slot
 
 if TYPE_CHECKING:
     from pairpool._terms import Terms
     from pairpool.engines import Processes
 
-ASLEEP = 1_000_000_000  # ns after which, at the earliest, a worker is given up that does not take what it was sent
 UNHURRIED = 100_000_000  # ns after which, at the earliest, it is looked again where nothing of ours runs
 PAUSE = 20_000_000  # ns that a worker has to write down its stack before it is killed
 PATIENCE = 1_000_000_000  # ns that a cancelled unit has to end after it was interrupted, and its worker after SIGTERM
@@ -110,20 +109,12 @@ class Limits:
         packet = None if mark is None else slot.packets.get(mark[0])
         if mark is None or packet is None:
             # Nothing of ours runs; what begins now is not late before its limit, nor need that be seen at once where
-            # the worker was busy with something else. But is there anyone to begin it?
-            if slot.state is SlotState.BUSY and self._is_asleep(slot, max(shortest, ASLEEP), now):
-                self._processes.kill(slot.ident)  # nothing has begun, so all of it runs elsewhere
-                return None
+            # the worker was busy with something else.
             return now + max(shortest, UNHURRIED)
         due = self._descend(slot, mark, self._ladder(packet, mark), now)
         if due is None and slot.ident not in self._killed:
             return now + max(shortest, UNHURRIED)  # for what begins behind this unit
         return due
-
-    def _is_asleep(self, slot: Slot, patience: int, now: int) -> bool:
-        """Whether its worker has not taken what it was to take that long ago: somebody has stopped it."""
-        head = next(iter(slot.packets.values()))
-        return 0 < head.since <= now - patience and not self._processes.has_taken(slot.ident, head.ident)
 
     def _ladder(self, packet: Packet, mark: Mark) -> list[Step]:
         """What is done about the unit that runs, and when."""

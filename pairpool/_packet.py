@@ -35,10 +35,11 @@ class Kind(IntEnum):
     TASKS = 1  # a packet
     OUTCOMES = 2  # outcomes of a run of its units
     REFUSED = 3  # none of its units has begun: [0] is which of its needs (u16 each) the worker has otherwise
-    READY = 4  # the worker has run the initializer
+    READY = 4  # the worker has run the initializer, or was roused
     FAILED = 5  # the initializer raised: [0] is the error
     FORGET = 6  # control: definitions (u64 each) that will not be named again; the channel's end: end, too
     FULL = 7  # the worker holds more memory than it may between units: [0] is how much, in bytes (u64)
+    ROUSE = 8  # control: say READY again
 
 
 class Mode(IntEnum):

@@ -81,14 +81,22 @@ class Kick:
         except (OSError, ValueError):
             pass  # not set, or closed
 
-    def patience(self, handlers: Handlers, deadline: Deadline) -> float | None:
-        """Seconds that the thread may sleep now: until the deadline, or until somebody wants to be looked at."""
+    def patience(self, wanted: Callable[[], int | None], deadline: Deadline) -> float | None:
+        """Seconds that the thread may sleep now: until the deadline, or until somebody wants it to look.
+
+        `wanted`: when that is, in ns. A moment for which it was woken stays, also when nobody wants it any more: the
+        next call will want one that is hardly later, and need not wake the thread again.
+        """
+        until, now = self.sleeps_until, time.monotonic_ns()
         self.sleeps_until = None
-        look_at = self.sleeps_until = handlers.look_at
+        look_at = wanted()
+        if until is None or until <= now or (look_at is not None and look_at < until):
+            until = look_at
+        self.sleeps_until = until
         seconds = deadline.remaining()
-        if look_at is None:
+        if until is None:
             return seconds
-        look = max(0.0, (look_at - time.monotonic_ns()) / 1e9)
+        look = max(0.0, (until - now) / 1e9)
         return look if seconds is None else min(seconds, look)
 
     def look_by(self, look_at: int) -> None:
@@ -221,7 +229,7 @@ class Pump:
         me, kick, kicked = get_ident(), self._kick, self._kick.descriptor.fileno()
         kick.awake = 0  # also where this is a handler's, and the pump that it interrupted was awake
         while not ready() and not self._stopped:
-            if kicked in _framing.wait_ready(self._caller, SPIN, kick.patience(self._handlers, deadline)):
+            if kicked in _framing.wait_ready(self._caller, SPIN, kick.patience(self._look_at, deadline)):
                 kick.clear()
             kick.awake = me
             self.receive()
@@ -229,6 +237,9 @@ class Pump:
             kick.awake = 0  # before it looks
             if deadline.passed():
                 return
+
+    def _look_at(self) -> int | None:
+        return self._handlers.look_at
 
     def look_by(self, look_at: int) -> None:
         """Has who pumps look at that moment (ns)."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from pairpool._states import SLOT_TRANSITIONS, Action, Slot, SlotEvent, SlotState
+from pairpool._pacing import ASLEEP, SLOWEST
+from pairpool._states import SLOT_TRANSITIONS, Action, Packet, Slot, SlotEvent, SlotState
 
 MAX_PACKETS = 64  # packets in flight a slot, so that a recall stays short
 GRAIN = 16  # bits of a load, in ns, that are not looked at: less than a packet should take
@@ -26,13 +27,21 @@ class Roster:
     """Slots by number, and by what they can take."""
 
     def __init__(
-        self, actions: deque[tuple[Any, ...]], *, credit: int, packet_room: int, budget: int | None = None
+        self,
+        actions: deque[tuple[Any, ...]],
+        *,
+        credit: int,
+        packet_room: int,
+        budget: int | None = None,
+        rouses: bool = False,
     ) -> None:
         """`credit`: bytes of packets a slot may hold; `packet_room`: bytes the largest packet takes.
 
-        `budget`: units a slot is given in all. `actions`: the scheduler's.
+        `budget`: units a slot is given in all. `rouses`: slots can be asked whether they are awake. `actions`: the
+        scheduler's.
         """
         self.budget = budget
+        self.allowance = ASLEEP if rouses else 0  # of a new slot
         self.slots: dict[int, Slot] = {}
         self.changed: dict[int, Slot] = {}  # since they were last filed
         self.idle: Shelf = {}
@@ -92,12 +101,12 @@ class Roster:
     def _shelf(self, slot: Slot) -> Shelf | None:
         state = slot.state
         if state is BUSY:
-            if slot.size > self._crammed or len(slot.packets) >= MAX_PACKETS or slot.budget == 0:
+            if slot.size > self._crammed or len(slot.packets) >= MAX_PACKETS or slot.budget == 0 or slot.asleep:
                 return self._full
             bits = (slot.load >> GRAIN).bit_length()
             return self._busy[min(bits, LOADS)]
         if state is IDLE:
-            return self.idle
+            return self._full if slot.asleep else self.idle
         if state is STARTING:
             return self._full if slot.packets else self.fresh
         if state is SlotState.RETIRING:
@@ -127,12 +136,39 @@ class Roster:
         if events is not None:
             del events[0]
 
+    def untaken(self, packet: Packet, now: int) -> None:
+        """A packet was taken back: where its worker has had nothing else to do for too long, that one is asleep.
+
+        It is given nothing more until it says that it is awake, which it is asked for.
+        """
+        slot, allowance = packet.slot, packet.slot.allowance
+        if not packet.since or not allowance or slot.asleep or slot.state is not BUSY:
+            return
+        since = slot.lying_since or packet.since
+        asleep = since <= now - allowance
+        if asleep:
+            since, allowance = 0, min(2 * allowance, SLOWEST)
+        actions = ((Action.ROUSE, slot.ident),) if asleep else ()
+        # commit
+        slot.lying_since = since
+        slot.asleep = asleep
+        slot.allowance = allowance
+        self.changed[slot.ident] = slot
+        self._actions += actions
+
+    def awoke(self, slot: Slot, events: Events) -> None:
+        """Its worker has given a sign of life."""
+        # commit
+        slot.asleep = False
+        self.changed[slot.ident] = slot
+        del events[0]
+
     def maintain(self, wanted: int) -> bool:
         """Takes one step towards `wanted` slots that take packets; False where none is needed."""
         staff = self.staff
         if staff < wanted:
             ident = self._next_slot
-            slot = Slot(ident, self.budget)
+            slot = Slot(ident, self.budget, allowance=self.allowance)
             # commit
             self._next_slot = ident + 1
             self.slots[ident] = slot

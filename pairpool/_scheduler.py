@@ -65,10 +65,10 @@ class Scheduler:
     Methods named after an event take the queue that it came from: its first entry is removed in the commit.
     """
 
-    def __init__(self, *, credit: int, packet_room: int, budget: int | None = None) -> None:
+    def __init__(self, *, credit: int, packet_room: int, budget: int | None = None, rouses: bool = False) -> None:
         """The roster has what they mean."""
         self.actions: deque[tuple[Any, ...]] = deque()
-        self.roster = Roster(self.actions, credit=credit, packet_room=packet_room, budget=budget)
+        self.roster = Roster(self.actions, credit=credit, packet_room=packet_room, budget=budget, rouses=rouses)
         self.backlog = Backlog(self.actions)
         self.jobs, self.waiting = self.backlog.jobs, self.backlog.waiting
         self.slots = self.roster.slots
@@ -120,7 +120,7 @@ class Scheduler:
         state = SLOT_TRANSITIONS[slot.state][SlotEvent.ASSIGN]
         if state is SlotState.BUSY:
             for head in slot.packets.values():
-                if not head.look_at:
+                if not head.look_at or (head.count == 1 and len(slot.packets) == 1):
                     self._look_again(head, now + LATE)  # from now on it may keep something waiting
                 break
             else:
@@ -177,10 +177,11 @@ class Scheduler:
         del sent[0]
 
     def _watch(self, packet: Packet, now: int, *, alone: bool) -> None:
-        """Sets when a packet that begins now is late. A single unit with nothing behind it keeps nothing waiting."""
+        """Sets when a packet that begins now is late. A single unit with nothing behind it has only to be taken."""
         packet.since = now
         packet.patience = LATE
-        self._look_again(packet, 0 if alone and packet.count == 1 else now + 2 * packet.load + LATE)
+        allowance = packet.slot.allowance if alone and packet.count == 1 else 2 * packet.load + LATE
+        self._look_again(packet, allowance and now + allowance)
 
     def _look_again(self, packet: Packet, look_at: int) -> None:
         """Has a slot's head looked at, 0 = never; before the commit: a look too many does no harm."""
@@ -433,7 +434,8 @@ class Scheduler:
             actions = ((Action.LOOK, slot.ident, head.ident, cut or stuck),)
         elif stuck or len(slot.packets) == 1:
             look_at = 0  # nothing to gain: there is nothing to cut, and behind such a load nothing more is queued
-        recall = stuck and len(slot.packets) > 1 and not slot.recalled
+        untaken = len(slot.packets) > 1 or 0 < slot.allowance <= now - head.since  # there may be something that is
+        recall = stuck and untaken and not slot.recalled
         if recall:
             actions += ((Action.RECALL, slot.ident),)
         # commit

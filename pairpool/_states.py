@@ -206,6 +206,9 @@ class Slot:
     load: int = 0  # ns of estimated work in flight
     size: int = 0  # bytes in flight
     recalled: bool = True  # nothing was sent since the last recall
+    lying_since: int = 0  # when it was sent the first of those that came back from it untaken, in ns; 0: takes them
+    asleep: bool = False  # its worker left a packet lying, and has given no sign of life since
+    allowance: int = 0  # ns for which it may leave one lying before it is taken to be asleep; 0: for ever
     shelf: dict[int, Slot] | None = None  # of the roster, on which it lies
 
 
@@ -218,6 +221,7 @@ class Action(StrEnum):
     RECALL = "recall"  # (slot,): take back what is queued at the slot
     LOOK = "look"  # (slot, packet, cut): fetch results committed so far; with `cut` also the tail
     OPEN = "open"  # (slot,): start a worker
+    ROUSE = "rouse"  # (slot,): have a worker say when it is awake
     STOP = "stop"  # (slot,): tell an idle worker to end
 
 

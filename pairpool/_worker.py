@@ -238,6 +238,8 @@ class Worker:
             if not message:
                 self._stopped = True  # the parent wants no more of this worker, or is gone
                 return
-            kind, _, buffers = _framing.unpack(message)
+            kind, slot, buffers = _framing.unpack(message)
             if kind == Kind.FORGET:
                 self._runner.forget(buffers[0].cast("Q"))
+            elif kind == Kind.ROUSE:
+                self.send(Kind.READY, slot, [])

@@ -78,10 +78,11 @@ class WorkerLostError(_EndedTaskError):
         task: str = "",
         seconds: float | None = None,
         stack: str = "",
+        never: str = "was ready",
     ) -> WorkerLostError:
-        """The error of an item whose worker ended so. `why`: what is known besides."""
+        """The error of an item whose worker ended so. `why`: what is known besides. `never`: what it never did."""
         words = f"worker process {pid} {end_in_words(exitcode)}"
-        words += f" while running {task}" if task else " before it was ready"
+        words += f" while running {task}" if task else f" before it {never}"
         if seconds is not None:
             words += f", {seconds:.3g} s after it began"
         return cls(words + (f" ({why})" if why else ""), pid, exitcode, task, seconds, stack)

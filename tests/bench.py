@@ -26,8 +26,8 @@ class Freight:
 class Bench:
     """A scheduler with workers that are up, and what it decided."""
 
-    def __init__(self, slots: int, *, budget: int | None = None, credit: int = 1000) -> None:
-        self.scheduler = Scheduler(credit=credit, packet_room=1, budget=budget)
+    def __init__(self, slots: int, *, budget: int | None = None, credit: int = 1000, rouses: bool = False) -> None:
+        self.scheduler = Scheduler(credit=credit, packet_room=1, budget=budget, rouses=rouses)
         self.sent: list[Packet] = []
         self.now = 0
         while self.scheduler.roster.maintain(slots):

@@ -15,6 +15,8 @@ from pairpool._core import RETRY, SHORTAGE
 from pairpool._dispatch import BatchJob, Call, Dispatcher, Feeder, WorkerPlan
 from pairpool._feeder import CLOSED
 from pairpool._future import Future
+from pairpool._pacing import ASLEEP
+from pairpool._respawn import LONGEST_WAIT
 from pairpool._terms import Retry, Terms
 from pairpool.results import AsyncResult, IMapIterator, IMapUnorderedIterator, MapResult
 from scripted import ScriptedEngine, ScriptedWorker
@@ -322,6 +324,24 @@ def deaths(stage: Stage) -> Any:
     return [outcome(each) for each in [*calls, iterator, again]]
 
 
+def sleepers(stage: Stage) -> Any:
+    """Workers leave what they were sent lying, one and then both, and wake up."""
+    stage.run()
+    results = [stage.call(stage.result(), 1)]
+    asleep = next(worker for worker in stage.workers if worker.queue)
+    stage.pass_time(ASLEEP)
+    (awake,) = (worker for worker in stage.workers if worker is not asleep)
+    while awake.go_on():
+        stage.enter()
+    results += [stage.call(stage.result(), 2), stage.map(range(3, 7))]
+    for _ in range(3):
+        stage.pass_time(2 * ASLEEP)
+    stage.run()
+    results.append(stage.call(stage.result(), 7))
+    stage.run()
+    return [outcome(each) for each in results]
+
+
 def resizes(stage: Stage) -> Any:
     """The pool grows and shrinks at work."""
     results = [stage.map(range(1, 99, 2)), *(stage.call(stage.result(), n) for n in range(1, 9))]
@@ -359,6 +379,31 @@ def failing_initializers(stage: Stage) -> Any:
     later = [stage.call(stage.result(), 2), stage.map(range(3))]
     stage.run()
     return [outcome(each).partition(":")[0] for each in (call, batch, *later)]
+
+
+def deaths_in_vain(stage: Stage) -> Any:
+    """Workers die one after another before they begin anything: for a while, and then for good."""
+    stage.run()
+
+    def kill_all() -> None:
+        for worker in stage.workers:
+            if not worker._up:
+                worker.go_on()
+            worker.end(-9)
+            stage.enter()
+        stage.pass_time(LONGEST_WAIT)
+
+    for _ in range(4):
+        kill_all()
+    well = stage.call(stage.result(), 1)
+    stage.run()
+    call, batch = stage.call(stage.result(callbacks=True), 2), stage.map(range(1, 10), callbacks=True)
+    for _ in range(20):
+        kill_all()
+    later = stage.call(stage.result(), 3)
+    stage.run()
+    stage.told[:] = [str(error).partition(" in ")[0] for error in stage.told]
+    return [outcome(well), *(outcome(each).partition(" in ")[0] for each in (call, batch, later))]
 
 
 def refused_workers(stage: Stage) -> Any:
@@ -470,6 +515,6 @@ def breakdown(stage: Stage) -> Any:
 
 
 SCENARIOS: tuple[Scenario, ...] = (
-    calls, maps, iterators, stealing, refusals, retries, deaths, resizes, cancels, failing_initializers,
-    refused_workers, too_much_memory, nonsense, shortages, termination, breakdown,
+    calls, maps, iterators, stealing, refusals, retries, deaths, sleepers, resizes, cancels, failing_initializers,
+    deaths_in_vain, refused_workers, too_much_memory, nonsense, shortages, termination, breakdown,
 )  # fmt: skip

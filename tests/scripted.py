@@ -25,6 +25,7 @@ class ScriptedWorker:
         self.slot = slot
         self.queue: deque[tuple[int, Sequence[Any]]] = deque()
         self.stopping = False
+        self.roused = False  # it is to say that it is up
         self._engine = engine
         self._up = False
         self._units: deque[int] = deque()  # of the packet taken, not yet claimed
@@ -45,6 +46,9 @@ class ScriptedWorker:
             self._leave_packet()
         elif self.queue:
             self._take()
+        elif self.roused:
+            self.roused = False
+            self._tell(self._engine.handlers.on_up, self.slot)
         elif self.stopping:
             self.end(0)
         else:
@@ -148,7 +152,7 @@ class ScriptedWorker:
         if self._busy:
             self.look(self._packet, self._count, cut=True)
         self.recall()
-        end = SlotEnd(self.slot, 1000 + self.slot, exitcode, at, begun - 1)
+        end = SlotEnd(self.slot, 1000 + self.slot, exitcode, at, begun - 1, in_vain=not self._packet)
         self._tell(self._engine.handlers.on_down, end)
         del self._engine.by_slot[self.slot]
 
@@ -251,6 +255,11 @@ class ScriptedEngine:
     def has_taken(self, slot: int, packet: int) -> bool:
         """Whether a worker has taken a packet."""
         return slot in self.by_slot and self.by_slot[slot]._packet == packet
+
+    def rouse(self, slot: int) -> None:
+        """Have a worker say that it is up."""
+        if slot in self.by_slot:
+            self.by_slot[slot].roused = True
 
     def dump(self, slot: int) -> None:
         """Note that a stack was asked for."""

@@ -45,8 +45,9 @@ class SimulatedPool:
         self.workers: dict[int, SimulatedWorker] = {}
         self.deaths = 0  # of workers that were not told to stop
         self.losses = 0  # packets that lost units
+        self.roused = 0  # workers that were asked whether they are awake
         self._credit = depth
-        self.scheduler = Scheduler(credit=depth, packet_room=1, budget=budget)
+        self.scheduler = Scheduler(credit=depth, packet_room=1, budget=budget, rouses=True)
         self._batch = batch
         self._wake = wake
 
@@ -161,6 +162,10 @@ class SimulatedPool:
                 worker.look(packet, cut=cut)
             case (Action.STOP,):
                 self._stop(worker)
+            case (Action.ROUSE,):
+                self.roused += 1
+                worker.roused = True
+                self._wake(worker)
             case _:
                 raise AssertionError(f"no such action: {kind}")
 
@@ -204,7 +209,12 @@ class SimulatedPool:
         self.scheduler.roster.opened(slot, self.events)
 
     def on_up(self, ident: int) -> None:
-        """A worker takes packets."""
+        """A worker takes packets, for the first time or again."""
+        slot = self.scheduler.slots[ident]
+        if slot.asleep and slot.state is not SlotState.RETIRING:
+            self.scheduler.may_steal = True
+            self.scheduler.roster.awoke(slot, self.events)
+            return
         self.scheduler.up(self.scheduler.slots[ident], self.now, self.events)
 
     def on_outcomes(self, told: Told) -> None:
@@ -216,6 +226,7 @@ class SimulatedPool:
         if done <= packet.done:
             del self.events[0]
             return
+        packet.slot.lying_since = 0
         job = self.jobs[packet.job.ident]
         records: list[Record] = []
         again: list[tuple[int, int]] = []
@@ -240,6 +251,7 @@ class SimulatedPool:
         """A packet was recalled."""
         packet = self._packet(ident)
         if packet is not None:
+            self.scheduler.roster.untaken(packet, self.now)
             self.scheduler.came_back(packet, PacketEvent.RECALL, self.now, self.events)
 
     def on_cut(self, cut: tuple[int, int]) -> None:
@@ -309,7 +321,7 @@ class SimulatedPool:
         assert not look_at or (self.scheduler.look_at is not None and self.scheduler.look_at <= look_at)
         if slot.state is SlotState.IDLE:
             assert not packets
-            assert not self.scheduler.waiting, "a slot idles beside a waiting unit"
+            assert slot.asleep or not self.scheduler.waiting, "a slot idles beside a waiting unit"
         if slot.budget is not None:
             assert self.scheduler.roster.budget is not None
             left = self.scheduler.roster.budget - self.workers[slot.ident].begun

@@ -129,6 +129,7 @@ class SimulatedWorker:
         self.opened = False  # it has channels
         self.up = False
         self.stopping = False
+        self.roused = False  # it is to say that it is up
         self.alive = True
 
     def step(self) -> int | None:
@@ -154,6 +155,10 @@ class SimulatedWorker:
         if self.queue:
             self.packet = self.queue.popleft()
             return MICROSECOND
+        if self.roused:
+            self.roused = False
+            self._tell(self.pool.on_up, self.slot)
+            return 0
         if self.stopping:
             self.die()
         return None

@@ -45,6 +45,7 @@ class Simulation:
         )
         self._plan_users()
         self._misfortunes_left = random.choice((0, 0, 3, 12))
+        self._sleeps_left = random.choice((0, 0, 1, 5))  # workers that are stopped for a while
 
     # -- what will happen --------------------------------------------------------------------------------------
 
@@ -157,6 +158,10 @@ class Simulation:
         if self._misfortunes_left and random.random() < 0.02:
             self._misfortunes_left -= 1
             worker.die()
+        if self._sleeps_left and worker.up and random.random() < 0.02:
+            self._sleeps_left -= 1
+            self._after(random.randrange(5000 * MILLISECOND), partial(self._step, worker))
+            return
         delay = worker.step() if worker.alive else None
         if worker.channel:
             self._after(random.randrange(50 * MICROSECOND), partial(self._receive, worker, len(worker.channel)))

@@ -18,7 +18,7 @@ from pairpool._codec import Definition, DefinitionKind
 from pairpool._dispatch import BatchJob, Call
 from pairpool._future import Future
 from pairpool.results import IMapIterator, IMapUnorderedIterator, MapResult
-from scenarios import SCENARIOS, Clock, NoThread, Scenario, Stage, deaths, outcome, packed, retries
+from scenarios import SCENARIOS, Clock, NoThread, Scenario, Stage, deaths, deaths_in_vain, outcome, packed, retries
 
 Played: TypeAlias = tuple[Any, list[Any], list[str]]
 Play: TypeAlias = Callable[[Scenario, Interruption], Played]
@@ -140,7 +140,9 @@ class Entry:
 
 # One more call in between would change what a worker dies with.
 @pytest.mark.parametrize(
-    "scenario", [each for each in SCENARIOS if each not in (deaths, retries)], ids=lambda each: each.__name__
+    "scenario",
+    [each for each in SCENARIOS if each not in (deaths, deaths_in_vain, retries)],
+    ids=lambda each: each.__name__,
 )
 @pytest.mark.parametrize("raises", [False, True], ids=["returns", "raises"])
 def test_a_handler_may_use_the_pool(play: Play, scenario: Scenario, raises: bool) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 import pairpool
 from pairpool import Retry, TimeLimitError
-from pairpool._limits import ASLEEP, PATIENCE as GRACE, PAUSE, UNHURRIED, Limits
+from pairpool._limits import PATIENCE as GRACE, PAUSE, UNHURRIED, Limits
 from pairpool._packet import Flag, Mode, Reason
 from pairpool._states import Job, Packet, Slot, SlotState
 from pairpool._terms import Terms
@@ -59,6 +59,10 @@ class Watched:
         """Raise something in what it is at."""
         assert mark == self.at
         self.done.append(reason.name)
+
+    def rouse(self, _: int) -> None:
+        """Nobody is asleep here."""
+        raise AssertionError
 
     def dump(self, _: int) -> None:
         """Ask for its stack."""
@@ -227,23 +231,6 @@ def test_a_cancelled_unit_that_has_not_begun_is_waited_for(limits: Limits, watch
     limits.watch(LIMIT, 0)
     limits.look([slot], 10 * GRACE)
     assert watched.done == ["CANCELLED"]
-
-
-def test_a_worker_that_does_not_take_what_it_was_sent_is_given_up(limits: Limits, watched: Watched) -> None:
-    """Somebody has stopped it. It is not what it was sent that overran."""
-    slot = slot_with(LIMIT)
-    slot.state, slot.packets[1].since = SlotState.BUSY, 5
-    limits.watch(LIMIT, 5)
-    limits.look([slot], 5 + ASLEEP)
-    assert watched.done == []
-    watched.taken = []
-    limits.watch(LIMIT, 5)
-    limits.look([slot], 4 + ASLEEP)
-    assert watched.done == []
-    assert limits.look_at is not None
-    limits.look([slot], limits.look_at)
-    assert watched.done == ["kill"]
-    assert not limits.was_killed_for(7, 1, 0)
 
 
 def test_a_unit_that_ends_while_its_stack_is_written_is_spared(limits: Limits, watched: Watched) -> None:

@@ -42,6 +42,7 @@ def test_seeds_lead_everywhere() -> None:
     jobs = [job for pool in pools for job in pool.jobs.values()]
     assert {fate for job in jobs for fate in job.fates.values()} == set(Fate)
     assert any(job.cancelled for job in jobs)
+    assert sum(pool.roused for pool in pools) > 10
     assert sum(pool.deaths for pool in pools) > sum(pool.losses for pool in pools) > 50
 
 

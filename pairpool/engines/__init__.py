@@ -60,6 +60,7 @@ class SlotEnd(NamedTuple):
     since: int = 0  # when that had begun, in ns of the monotonic clock
     why: str = ""  # what is known of the reason, in words
     stack: str = ""  # what it was doing, where that is known
+    in_vain: bool = False  # it never took a packet
 
 
 class Handlers(Protocol):
@@ -88,7 +89,7 @@ class Handlers(Protocol):
         """A slot that was asked for by `Engine.open` can be sent packets."""
 
     def on_up(self, slot: int) -> None:
-        """Its worker has run the initializer."""
+        """Its worker has run the initializer, or was roused."""
 
     def on_full(self, word: tuple[int, Any, int]) -> None:
         """Argument: slot, its worker (as of `Engine.workers`), bytes that this holds though it has ended a unit."""
@@ -144,6 +145,9 @@ class Processes(Protocol):
 
     def interrupt(self, slot: int, mark: tuple[int, int, int], reason: Reason) -> None:
         """Has an exception raised in the unit that `mark` told of, if it still runs at the slot."""
+
+    def rouse(self, slot: int) -> None:
+        """Has the slot's worker answer with `on_up` when it has nothing else to do. Rather too early than never."""
 
     def dump(self, slot: int) -> None:
         """Has the slot's worker write down its stack, for its `SlotEnd`."""

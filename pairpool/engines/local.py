@@ -188,6 +188,11 @@ class LocalEngine:
         handle = self._handles.get(slot)
         return handle is None or handle.page.read().packet == packet
 
+    def rouse(self, slot: int) -> None:
+        handle = self._handles.get(slot)
+        if handle is not None and not handle.rouse():
+            self.handlers.events.append((self.handlers.on_up, slot))
+
     def dump(self, slot: int) -> None:
         handle = self._handles.get(slot)
         if handle is not None:
@@ -267,8 +272,7 @@ class LocalEngine:
 
     def _patience(self) -> float | None:
         """Seconds to sleep. A caller who pumps looks in time himself; when he leaves he says when it is to be."""
-        self._wake_kick.sleeps_until = None
-        return self._end_by.remaining() if self._pump.pumpers else self._wake_kick.patience(self.handlers, self._end_by)
+        return self._wake_kick.patience(lambda: None if self._pump.pumpers else self.handlers.look_at, self._end_by)
 
     def _serve(self, ready: Sequence[tuple[int, int]]) -> None:
         for descriptor, _ in ready:
