@@ -78,7 +78,7 @@ bench: $(VENV)/.installed ## the benchmarks, each beside the standard library's 
 	$(BIN)/python -m benchmarks.map
 	$(BIN)/python -m benchmarks.roundtrip
 
-soak: $(VENV)/.installed-test ## the long runs: nothing is lost, and nothing grows (half an hour)
+soak: $(VENV)/.installed-test ## the long runs: nothing is lost, and nothing grows (an hour with two processors)
 	$(BIN)/python -m soak
 
 fuzz: $(VENV)/.installed ## ten million hostile inputs for whatever decodes messages, in both twins

@@ -70,8 +70,7 @@ class SimulatedJob:
             self.fates[unit] = fate
 
 
-@dataclass(frozen=True)
-class Sent:
+class Sent(NamedTuple):
     """A packet on its way; what the scheduler calls its cargo."""
 
     ident: int

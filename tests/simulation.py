@@ -9,11 +9,12 @@ Kept free of pytest: soak tests run simulations by number.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable
 from functools import partial
+from heapq import heappop, heappush
 from itertools import count
 from random import Random
+from typing import Any
 
 from simulated import SimulatedPool
 from simulated_workers import MICROSECOND, SimulatedJob, SimulatedWorker
@@ -28,7 +29,8 @@ class Simulation:
 
     def __init__(self, seed: int) -> None:
         self.random = random = Random(seed)
-        self.agenda: list[tuple[int, int, Callable[[], None]]] = []
+        self._draw = random.random  # what is drawn at every step: `randrange` takes several times as long
+        self.agenda: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
         self._numbers = count()
         self._digest_at: int | None = None
         self._stepping: set[SimulatedWorker] = set()
@@ -90,29 +92,27 @@ class Simulation:
 
     # -- the agenda --------------------------------------------------------------------------------------------
 
-    def _at(self, moment: int, happen: Callable[[], None]) -> None:
-        heapq.heappush(self.agenda, (moment, next(self._numbers), happen))
-
-    def _after(self, delay: int, happen: Callable[[], None]) -> None:
-        self._at(self.pool.now + delay, happen)
+    def _at(self, moment: int, happen: Callable[..., None], *arguments: Any) -> None:
+        heappush(self.agenda, (moment, next(self._numbers), happen, arguments))
 
     def run(self) -> None:
         """Let everything happen, and check how it ends."""
+        pool, agenda = self.pool, self.agenda
         for _ in range(self.STEPS):
-            if not self.agenda:
+            if not agenda:
                 break
-            self.pool.now, _, happen = heapq.heappop(self.agenda)
-            happen()
+            pool.now, _, happen, arguments = heappop(agenda)
+            happen(*arguments)
         else:
             raise AssertionError("the run never ends")
         assert all(job.over for job in self.pool.jobs.values()), "a job hangs"
         assert not self.pool.scheduler.slots, "workers stay after the end"
 
     def _digest_soon(self, lag: int | None = None) -> None:
-        moment = self.pool.now + (self.random.randrange(self._lag + 1) if lag is None else lag)
+        moment = self.pool.now + (int(self._draw() * self._lag) if lag is None else lag)
         if self._digest_at is None or moment < self._digest_at:
             self._digest_at = moment
-            self._at(moment, partial(self._digest, moment))
+            self._at(moment, self._digest, moment)
 
     def _digest(self, moment: int) -> None:
         if moment != self._digest_at:
@@ -151,30 +151,32 @@ class Simulation:
         if worker not in self._stepping and worker.alive:
             self._stepping.add(worker)
             delay = MICROSECOND if worker.up else self.random.randint(self._startup // 2, 2 * self._startup)
-            self._after(delay, partial(self._step, worker))
+            self._at(self.pool.now + delay, self._step, worker)
 
     def _step(self, worker: SimulatedWorker) -> None:
-        random = self.random
-        if self._misfortunes_left and random.random() < 0.02:
+        now, draw = self.pool.now, self._draw
+        if self._misfortunes_left and draw() < 0.02:
             self._misfortunes_left -= 1
             worker.die()
-        if self._sleeps_left and worker.up and random.random() < 0.02:
+        if self._sleeps_left and worker.up and draw() < 0.02:
             self._sleeps_left -= 1
-            self._after(random.randrange(5000 * MILLISECOND), partial(self._step, worker))
+            self._at(now + int(draw() * 5000 * MILLISECOND), self._step, worker)
             return
+        sent = len(worker.channel)
         delay = worker.step() if worker.alive else None
-        if worker.channel:
-            self._after(random.randrange(50 * MICROSECOND), partial(self._receive, worker, len(worker.channel)))
+        if len(worker.channel) > sent:  # those sent before are on their way
+            self._at(now + int(draw() * 50 * MICROSECOND), self._receive, worker, len(worker.channel))
         if not worker.alive:
-            self._after(random.randrange(MILLISECOND), partial(self._bury, worker))
+            self._at(now + int(draw() * MILLISECOND), self._bury, worker)
         elif delay is None:
             self._stepping.remove(worker)
         else:
-            self._after(delay + random.randrange(2 * MICROSECOND), partial(self._step, worker))
+            self._at(now + delay + int(draw() * 2 * MICROSECOND), self._step, worker)
 
     def _receive(self, worker: SimulatedWorker, messages: int) -> None:
-        worker.receive(messages)
-        self._digest_soon()
+        if worker.channel:  # they may have come already, with messages before or after them
+            worker.receive(messages)
+            self._digest_soon()
 
     def _bury(self, worker: SimulatedWorker) -> None:
         worker.bury()

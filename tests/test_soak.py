@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -219,6 +220,32 @@ hang()
 """
 
 
+LOSS = """
+from pairpool._scheduler import Scheduler
+from soak import simulation
+from soak._part import Options
+
+def lose_too_much(self, packet, running, record, now, lose=Scheduler.lose):
+    lose(self, packet, packet.count - 1, record, now)
+
+Scheduler.lose = lose_too_much
+raise SystemExit(not simulation.PART.run(Options(schedules=1000)))
+"""
+
+STALL = """
+import threading
+from soak import simulation
+from soak._part import Options
+
+def run(self):
+    threading.Event().wait()
+
+simulation.simulation.Simulation.run = run
+simulation.PATIENCE = 0.2
+raise SystemExit(not simulation.PART.run(Options(schedules=1000)))
+"""
+
+
 def test_a_part_that_leaks_fails() -> None:
     """From the readings to the exit status: a leak is told with its figures."""
     done = run("-c", LEAK)
@@ -235,6 +262,22 @@ def test_a_part_that_raises_fails() -> None:
     assert done.returncode == 1
     assert done.stdout.endswith(" s: LookupError: an item\n")
     assert "Traceback" in done.stderr
+
+
+def test_a_schedule_that_fails_is_named() -> None:
+    """The error of a schedule comes out of its worker with how to run it again."""
+    done = run("-c", LOSS)
+
+    assert done.returncode == 1
+    assert re.search(r"^replay it with PAIRPOOL_SIMULATION_SEED=\d+ PAIRPOOL_SIMULATIONS=1", done.stderr, re.MULTILINE)
+
+
+def test_a_schedule_that_does_not_end_is_named() -> None:
+    """Where a schedule hangs, it is told among which seeds."""
+    done = run("-c", STALL)
+
+    assert done.returncode == 1
+    assert done.stdout.endswith(" s: AssertionError: one of seeds 0 to 9 does not end\n")
 
 
 def test_a_part_that_hangs_is_ended() -> None:
