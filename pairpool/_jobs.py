@@ -370,10 +370,11 @@ class BatchJob:
         failed = []
         while self.records:
             record = self.records[0]
-            for unit in range(record.first, record.first + record.units):
-                payload = self.prepared.pop(unit, None)
-                if payload is not None and payload.descriptors:
-                    payload.close()
+            if self.prepared:
+                for unit in range(record.first, record.first + record.units):
+                    payload = self.prepared.pop(unit, None)
+                    if payload is not None and payload.descriptors:
+                        payload.close()
             error = self.sink.take(record, self.records)
             if error is not None:
                 failed.append(error)

@@ -58,20 +58,20 @@ class _ImportedGuard:
 class _MainGuard:
     """Of a callable of the main module which went by name."""
 
-    __slots__ = ("_binding", "_ledger", "_needs")
+    __slots__ = ("_binding", "_ledger", "_reach", "_revision")
 
     def __init__(self, ledger: Ledger, binding: str) -> None:
         self._ledger = ledger
+        self._revision = ledger.revision
         self._binding = binding
-        self._needs = ledger.needs_of(binding)
+        self._reach = ledger.reach((binding,))
 
     def holds_for(self, function: Callable[..., Any]) -> bool:
         # A function of a class is found further down; most are at the top.
         top = getattr(main_module(), self._binding, MISSING)
         if top is not function and binding_of(function) != self._binding:
             return False
-        needs = self._ledger.needs_of(self._binding)
-        return needs is not None and needs is self._needs
+        return self._revision == self._ledger.revision and self._reach.still_holds()
 
 
 class ValueGuard:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import multiprocessing.pool as stdlib
 from collections import deque
 from collections.abc import Callable, Generator
-from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from pairpool import errors
@@ -31,13 +30,13 @@ def decode(dispatcher: Dispatcher, status: int, payload: Any) -> Outcome:
         return False, payload
     if status != Status.OK:
         return False, dispatcher.encoder.decode_error(payload)
-    return load(partial(dispatcher.encoder.decode_value, payload))
+    return load(dispatcher.encoder.decode_value, payload)
 
 
-def load(loading: Callable[[], Any]) -> Outcome:
+def load(loading: Callable[..., Any], *args: Any) -> Outcome:
     """What is unpickled, or what that raises. What a signal handler raises meanwhile is no outcome, and comes out."""
     try:
-        return True, loading()
+        return True, loading(*args)
     except BaseException as error:
         if came_from_handler(error):
             raise
