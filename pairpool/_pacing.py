@@ -35,9 +35,19 @@ def may_send_ahead(job: Job, slots: int) -> bool:
     """Whether a packet may be queued behind others: while those of a job grow, the next ones will carry more."""
     if not job.unit_ns:
         return job.in_flight < slots
-    if not job.closed and job.waiting * job.unit_ns < SHORTEST:
-        return False
     return job.grown >= TARGET // job.unit_ns or job.in_flight < LEARNING * slots
+
+
+def gathers(job: Job, slot: Slot) -> bool:
+    """Whether units wait for others of their job, to go ahead together: a packet costs more than such short ones.
+
+    Only where the slot has some of the job already. When those are answered the others follow.
+    """
+    return (
+        not job.closed
+        and job.waiting * job.unit_ns < SHORTEST
+        and any(packet.job is job for packet in slot.packets.values())
+    )
 
 
 def fits(job: Job, slot: Slot) -> bool:

@@ -92,7 +92,7 @@ class Scheduler:
             if slot is None:
                 return None
             if slot.state is SlotState.BUSY:
-                if not _pacing.may_send_ahead(job, len(self.slots)):
+                if not _pacing.may_send_ahead(job, len(self.slots)) or _pacing.gathers(job, slot):
                     continue
                 if not _pacing.fits(job, slot):
                     # Its turn, but no room yet. Were a slot refilled by those after it, there might never be.

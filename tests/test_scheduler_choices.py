@@ -13,23 +13,50 @@ from simulated import SimulatedPool
 from simulated_workers import SimulatedJob, SimulatedWorker
 
 
+@pytest.mark.parametrize("stuck", [False, True])
 @pytest.mark.parametrize("unit_ns", [0, MICROSECOND, 5 * MILLISECOND, 1000 * MILLISECOND])
-def test_a_short_job_does_not_wait_for_a_long_one(unit_ns: int) -> None:
-    """A job of one unit that comes while a million units wait is in one of the next packets sent."""
-    bench = Bench(2)
+def test_a_short_job_does_not_wait_for_a_long_one(unit_ns: int, stuck: bool) -> None:
+    """A job of one unit that comes while a million units wait is in one of the next packets sent.
+
+    It may be one whose last unit has been `stuck` in another slot for long, unlike those before.
+    """
+    bench = Bench(2 + stuck)
+    calls = bench.job(2, int(stuck), closed=False, unit_ns=unit_ns)
+    for packet in bench.send():
+        bench.now = 1000 * MILLISECOND
+        bench.scheduler.look_at = packet.look_at = bench.now
+        bench.scheduler.late(bench.now)
     million = bench.job(1, 1_000_000)
     bench.send()
     while million.grown * million.unit_ns < TARGET:
-        bench.finish(next(iter(bench.scheduler.packets.values())))
+        bench.finish(next(packet for packet in bench.scheduler.packets.values() if packet.job is million))
         bench.send()
-    bench.job(2, 1, unit_ns=unit_ns)
+    bench.scheduler.backlog.feed(calls, calls.ready + 1, closed=False)
     sent: list[Packet] = []
-    while not any(packet.job.ident == 2 for packet in sent):
-        bench.finish(next(iter(bench.scheduler.packets.values())), unit_ns=million.unit_ns)
+    while not any(packet.job is calls for packet in sent):
+        packet = next(packet for packet in bench.scheduler.packets.values() if packet.job is million)
+        bench.finish(packet, unit_ns=million.unit_ns)
         sent += bench.send()
     ahead = sum(packet.load for packet in sent[-1].slot.packets.values() if packet is not sent[-1])
     assert ahead <= DEPTH
     assert len(sent) <= 2 * DEPTH // TARGET
+
+
+def test_short_units_of_an_open_job_go_ahead_together() -> None:
+    """Where a slot has some of them already; as soon as they are worth a packet, or those are answered."""
+    bench = Bench(1)
+    job = bench.job(1, 1, closed=False, unit_ns=MICROSECOND)
+    job.grown = MAX_UNITS
+    (first,) = bench.send()
+    bench.scheduler.backlog.feed(job, SHORTEST // MICROSECOND, closed=False)
+    assert bench.send() == []
+    bench.scheduler.backlog.feed(job, SHORTEST // MICROSECOND + 1, closed=False)
+    (second,) = bench.send()
+    assert second.count == SHORTEST // MICROSECOND
+    bench.scheduler.backlog.feed(job, job.ready + 1, closed=False)
+    bench.finish(first)
+    bench.finish(second)
+    assert [packet.count for packet in bench.send()] == [1]
 
 
 def test_jobs_take_turns() -> None:
