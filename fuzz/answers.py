@@ -202,6 +202,9 @@ class _Parent:
     def on_failed(self, failure: tuple[int, BaseException]) -> None:
         self._note("failed", str(failure))
 
+    def on_full(self, word: tuple[int, Any, int]) -> None:
+        self._note("full", (word[0], word[2]))
+
     def digest(self, answer: Answer, unpack: Callable[[Any], Any]) -> tuple[Any, list[tuple[str, Any]], list[int]]:
         """Read it as an answer that is awaited, and as any message; also return which descriptors were closed."""
         self.told.clear()

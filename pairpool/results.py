@@ -26,11 +26,11 @@ Outcome = tuple[bool, Any]  # succeeded, and the value or the exception
 
 def decode(dispatcher: Dispatcher, status: int, payload: Any) -> Outcome:
     """The value that a worker returned, or the exception that the task ended in. Runs user code (unpickling)."""
+    if status == Status.OK:
+        return load(dispatcher.encoder.decode_value, payload)
     if isinstance(payload, BaseException) and status == Status.ERROR:
         return False, payload
-    if status != Status.OK:
-        return False, dispatcher.encoder.decode_error(payload)
-    return load(dispatcher.encoder.decode_value, payload)
+    return False, dispatcher.encoder.decode_error(payload)
 
 
 def load(loading: Callable[..., Any], *args: Any) -> Outcome:
@@ -308,11 +308,9 @@ class IMapIterator(stdlib.IMapIterator, Generic[T]):  # type: ignore[type-arg]
         A task's StopIteration comes as a RuntimeError, as out of a generator (PEP 479): it would end the loop over
         the results, and those after it would be lost.
         """
-        deadline = Deadline(timeout)
+        deadline: Deadline | None = None
         mine = False
         while not mine:
-            if not self._has_news():
-                self._dispatcher.wait(self._has_news, self.signals, deadline.remaining())
             place, ready = self._next, self._ready
             raw = ready.get(place)
             if raw is None:
@@ -322,8 +320,11 @@ class IMapIterator(stdlib.IMapIterator, Generic[T]):  # type: ignore[type-arg]
                     raise StopIteration from None
                 if self._failed is not None:
                     raise self._failed
-                if deadline.passed():
+                if deadline is None:
+                    deadline = Deadline(timeout)
+                elif deadline.passed():
                     raise errors.TimeoutError from None
+                self._dispatcher.wait(self._has_news, self.signals, deadline.remaining())
                 continue
             succeeded, value = decode(self._dispatcher, *raw)
             if not succeeded and isinstance(value, StopIteration):
