@@ -45,7 +45,7 @@ class Answers(Core):
         if offset < packet.done:
             # The first of them were told by a look at the outbox before.
             record = record.after(packet.first + packet.done)
-        packet.slot.lying_since = 0
+        packet.slot.lain = 0
         if self.respawn.barren:
             self.respawn.barren = 0
         known = self._known[slot]
@@ -98,7 +98,9 @@ class Answers(Core):
             return
         now, slots, processes = self._now(), self.scheduler.slots.values(), self.engine.processes
         self.scheduler.roster.untaken(packet, now)
-        if packet.limit and processes is not None and all(slot.asleep for slot in slots):
+        terms = self._terms_of(packet, packet.first)
+        has_limit = terms is not None and terms.limit_ns > 0
+        if has_limit and processes is not None and all(slot.asleep for slot in slots):
             processes.kill(packet.slot.ident)  # what may take only so long does not wait for ever either
         self.scheduler.came_back(packet, PacketEvent.RECALL, now, self.events)
 

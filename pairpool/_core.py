@@ -63,8 +63,8 @@ class Core:
         self.sent: list[Sent] = []  # a packet that is sent and not recorded yet (_exchange.py); one at most
         self.heard: deque[Event] = deque()  # what its worker said and is not digested yet; one at most
         self.at_rest = False  # nothing is waiting, in flight or ending: a call may be exchanged
+        self.sated = False  # calls wait, and none is to be sent until something is answered
         # Only processes' units have any.
-        self.sated = False  # nothing can be sent until something is answered: a call may wait to be taken
         self.limits = Limits(cast(Processes, engine.processes), self._terms_of, self._close_slot)
         self._max_memory = plan.max_memory_per_worker
         self._known: dict[int, set[int]] = {}  # by slot: definitions that its worker has confirmed
@@ -306,8 +306,7 @@ class Core:
             if packet is not None:
                 self.engine.look(action[1], packet.ident, packet.count, action[3])
         elif kind is Action.ROUSE:
-            if self.engine.processes is not None:
-                self.engine.processes.rouse(action[1])
+            cast(Processes, self.engine.processes).rouse(action[1])
         elif kind is Action.OPEN:
             self._known.setdefault(action[1], set())
             self.engine.open(action[1])
@@ -325,10 +324,9 @@ class Core:
 
     def _finish(self, ident: int) -> None:
         batch = self.batches.get(ident)
-        if batch is None:
-            return
-        batch.sink.finish()
-        self._forget(batch)
+        if batch is not None:
+            batch.sink.finish()
+            self._forget(batch)
 
     def _forget(self, batch: BatchJob) -> None:
         feeder = self.feeders.pop(batch.ident, None)
@@ -397,18 +395,23 @@ class Core:
 
     def on_cancel_call(self, sink: Sink) -> None:
         """Nobody waits for this call any more: it does not begin, or is ended."""
-        calls, actions = self.calls, self.scheduler.actions
+        actions, found = self.scheduler.actions, self._in_flight(sink)
         recall: tuple[tuple[Any, ...], ...] = ()
-        for packet in self.scheduler.packets.values():
-            if packet.job is calls.plan:
-                sinks = [calls.sink_of(unit) for unit in range(packet.first, packet.first + packet.count)]
-                if sink in sinks:
-                    self.limits.cancel(packet, sinks.index(sink), self._now())
-                    slot = packet.slot.ident
-                    recall = ((Action.RECALL, slot), (Action.LOOK, slot, packet.ident, True))
+        if found is not None:
+            packet, offset = found
+            self.limits.cancel(packet, offset, self._now())
+            slot = packet.slot.ident
+            recall = ((Action.RECALL, slot), (Action.LOOK, slot, packet.ident, True))
         # commit
         actions += recall
         del self.events[0]
+
+    def _in_flight(self, sink: Sink) -> tuple[Packet, int] | None:
+        """The packet in which a call is, and which of its units it is."""
+        calls = self.calls
+        mine = (packet for packet in self.scheduler.packets.values() if packet.job is calls.plan)
+        places = ((packet, offset) for packet in mine for offset in range(packet.count))
+        return next((place for place in places if calls.sink_of(place[0].first + place[1]) is sink), None)
 
     def on_resize(self, size: int) -> None:
         events = self.events

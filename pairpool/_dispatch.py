@@ -102,7 +102,7 @@ class Dispatcher(Exchange):
         """Adds one call."""
         self._watch_definition(call.definition)
         self.calls.incoming += (call,)
-        # Otherwise whoever digests the next answer takes it, or whoever is at it now: he looks again before he leaves.
+        # Where it is: who digests the next answer takes it, or who is at it now, and looks again before he leaves.
         if not self.sated:
             self.drain()
 
@@ -182,7 +182,7 @@ class Dispatcher(Exchange):
             try:
                 self._holder = me
                 self._collapsed = True
-                self.at_rest = False
+                self.at_rest = self.sated = False
                 self._give_up(error)
                 if not self.shutting:
                     self.engine.shut(kill=True)

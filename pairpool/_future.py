@@ -116,23 +116,26 @@ class Future(concurrent.futures.Future[T]):
 
         With `running` also one that has been: nobody waits for it any more, and if it has begun `TaskCancelledError`
         is raised in it. Where it does not end by that within a second its worker gets SIGTERM, and is killed after
-        another, with everything that it started. In a `ThreadPool` a call that runs cannot be ended.
+        another, with everything that it started: so it is with code that does not return to Python, and with a task
+        that has its own handler for the signal (``SIGRTMAX-3``). In a `ThreadPool` a call that runs cannot be ended.
         """
         dispatcher = self._dispatcher
         ends = running and dispatcher.engine.processes is not None
         with self._condition:
             # Seen and changed by operators alone, as in `begin`: no other thread comes between.
-            began = self._state == "RUNNING"
-            cancels = self._state == "PENDING" or (began and ends)
+            cancels = self._state == "PENDING" or (self._state == "RUNNING" and ends)
             if cancels:
                 self._state = "CANCELLED"
                 self._condition.notify_all()
                 self.set_running_or_notify_cancel()
+        if ends and self._raw is None and self.cancelled():
+            # Also where it was cancelled before: that may have been interrupted on the way.
+            dispatcher.events.append((dispatcher.on_cancel_call, self))
         if cancels:
-            if began:
-                dispatcher.post(dispatcher.on_cancel_call, self)
             self._invoke_callbacks()  # type: ignore[attr-defined]  # the standard library's own
             self._leave()
+        if ends:
+            dispatcher.drain()
         return self.cancelled()
 
     def result(self, timeout: float | None = None) -> T:

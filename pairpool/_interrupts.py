@@ -30,7 +30,7 @@ class Interrupts(Gate):
 
     def __init__(self, page: Page) -> None:
         self._page = page
-        self._struck = 0  # since when the item ran that was interrupted last: none is interrupted twice
+        self._struck = (Reason.NONE.value, 0)  # why, and since when the item ran that was interrupted last
 
     def install(self) -> None:
         """From now on the parent may send its signal."""
@@ -44,10 +44,10 @@ class Interrupts(Gate):
 
     def look(self) -> None:
         self.missed = False
-        reason, since = self._page.read_interrupt()
-        if reason == Reason.NONE or since == self._struck:
-            return
-        self._struck = since
+        word = reason, since = self._page.read_interrupt()
+        if reason == Reason.NONE or word == self._struck:
+            return  # meant for another, or told already
+        self._struck = word
         if reason == Reason.CANCELLED:
             raise TaskCancelledError("the task was cancelled while it ran")
         seconds = (time.monotonic_ns() - since) / 1e9

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 UNHURRIED = 100_000_000  # ns after which, at the earliest, it is looked again where nothing of ours runs
 PAUSE = 20_000_000  # ns that a worker has to write down its stack before it is killed
-PATIENCE = 1_000_000_000  # ns that a cancelled unit has to end after it was interrupted, and its worker after SIGTERM
+GRACE = 1_000_000_000  # ns that a cancelled unit has to end after it was interrupted, and its worker after SIGTERM
 
 
 class Rung(Enum):
@@ -96,14 +96,18 @@ class Limits:
         """Does what is due."""
         if self.look_at is None or now < self.look_at:
             return
+        slots = list(slots)
         looks = [self._look_at_slot(slot, now) for slot in slots]
         self.look_at = min([look for look in looks if look is not None], default=None)
+        if self._cancelled:
+            in_flight = {packet for slot in slots for packet in slot.packets}
+            self._cancelled = {unit: since for unit, since in self._cancelled.items() if unit[0] in in_flight}
 
     def _look_at_slot(self, slot: Slot, now: int) -> int | None:
         """Returns when to look again."""
         shortest = min([packet.limit for packet in slot.packets.values() if packet.limit], default=0)
         cancelled = any(packet in slot.packets for packet, _ in self._cancelled)
-        if not (shortest or cancelled) or slot.ident in self._killed:
+        if not (shortest or cancelled):
             return None
         mark = self._processes.mark(slot.ident)
         packet = None if mark is None else slot.packets.get(mark[0])
@@ -123,9 +127,9 @@ class Limits:
         if at is not None:
             return [
                 Step(at, Rung.CANCEL),
-                Step(at, Rung.CLOSE, PATIENCE),
+                Step(at, Rung.CLOSE, GRACE),
                 Step(at, Rung.TERMINATE, PAUSE),
-                Step(at, Rung.KILL, PATIENCE),
+                Step(at, Rung.KILL, GRACE),
             ]
         terms = self._terms_of(packet, packet.first + offset)
         steps = []

@@ -27,7 +27,7 @@ class Respawn:
 
     def __init__(self) -> None:
         self.at: int | None = None  # no worker is asked for before, in ns; None: at once
-        self.barren = 0  # deaths in vain while units waited, since anything last had an outcome
+        self.barren = 0  # deaths in vain while units waited, since anything last had an outcome or none waited
         self._row = 0  # deaths in vain, in a row
         self._row_until = 0  # ns; when that is forgotten
         self._last: int | None = None  # the slot of the last

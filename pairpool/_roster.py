@@ -144,13 +144,13 @@ class Roster:
         slot, allowance = packet.slot, packet.slot.allowance
         if not packet.since or not allowance or slot.asleep or slot.state is not BUSY:
             return
-        since = slot.lying_since or packet.since
-        asleep = since <= now - allowance
+        lain = slot.lain + now - packet.since
+        asleep = lain >= allowance
         if asleep:
-            since, allowance = 0, min(2 * allowance, SLOWEST)
+            lain, allowance = 0, min(2 * allowance, SLOWEST)
         actions = ((Action.ROUSE, slot.ident),) if asleep else ()
         # commit
-        slot.lying_since = since
+        slot.lain = lain
         slot.asleep = asleep
         slot.allowance = allowance
         self.changed[slot.ident] = slot

@@ -316,12 +316,12 @@ class _Packet:
             gate.armed = True
             if gate.missed:
                 gate.look()
-            payload = self._runner._codec.encode_value(self.value(unit))
+            value = self.value(unit)
             gate.armed = False
+            return Status.OK, self._runner._codec.encode_value(value)
         except BaseException as error:
             gate.armed = False
             return self._failure(unit, error)
-        return Status.OK, payload
 
     def _failure(self, unit: int, error: BaseException) -> tuple[int, Any]:
         payload = self._runner._codec.encode_error(error)

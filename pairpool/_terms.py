@@ -47,7 +47,7 @@ class Retry:
 
 
 def _is_duration(value: object) -> bool:
-    return isinstance(value, (int, float)) and 0 < value < math.inf
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _ns(name: str, seconds: float | None) -> int:
@@ -93,15 +93,11 @@ class Terms:
         self.limit_ns = _ns("time_limit", time_limit)  # 0: none
         self.soft_limit_ns = _ns("soft_time_limit", soft_time_limit)
         if 0 < self.limit_ns <= self.soft_limit_ns:
-            raise ValueError(f"soft_time_limit must be less than time_limit, not {soft_time_limit!r}")
+            raise ValueError(f"soft_time_limit ({soft_time_limit!r}) must be less than time_limit ({time_limit!r})")
+        self.first_limit_ns = min(self.soft_limit_ns, self.limit_ns) or self.soft_limit_ns or self.limit_ns
         kinds = () if retry is None else retry.on
         self.filter = define(WorthATry(kinds)) if kinds else None
         self.tries_after_limit = bool(kinds) and issubclass(TimeLimitError, kinds)
-
-    @property
-    def first_limit_ns(self) -> int:
-        """The shorter of the limits; 0 where there is none."""
-        return min(filter(None, (self.soft_limit_ns, self.limit_ns)), default=0)
 
 
 class Tries:

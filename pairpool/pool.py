@@ -119,13 +119,15 @@ class Pool(Tasks, stdlib.Pool):  # type: ignore[misc]
                 included. One that takes longer ends in `TimeLimitError`, which has its stack at that moment, and its
                 worker is killed with everything that it started. It is run again only if `retry` names that error.
             soft_time_limit: seconds after which `TimeLimitError` is raised in an item, which may catch it to tidy up
-                or to return what it has. Code that does not return to Python is not reached by it, nor is a task that
-                has its own handler for the signal (``SIGRTMAX-3``).
+                or to return what it has. It comes while arguments are loaded or the item runs, not while its result
+                is pickled. Code that does not return to Python is not reached by it, nor is a task that has its own
+                handler for the signal (``SIGRTMAX-3``).
 
         None for none, whatever the pool was made with; what is not given is as the pool was made with it.
 
         Raises:
-            ValueError: for what is no duration, and for any in a `ThreadPool`: threads cannot be ended.
+            ValueError: for what is no duration, for a soft limit that is not less than the other, whichever of them is
+                the pool's, and for any in a `ThreadPool`: threads cannot be ended.
         """
         if retry is ...:
             retry = self._retry
@@ -249,7 +251,7 @@ def _terms(
     if retry is None and time_limit is None and soft_time_limit is None:
         return None
     if engine.processes is None and (time_limit is not None or soft_time_limit is not None):
-        raise ValueError("threads cannot be ended, so their items have no time_limit and no soft_time_limit")
+        raise ValueError("threads cannot be ended or interrupted, so their items have no limits of time")
     return _dispatch.Terms(retry, time_limit, soft_time_limit, engine.encoder.definition)
 
 

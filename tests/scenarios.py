@@ -15,6 +15,7 @@ from pairpool._core import RETRY, SHORTAGE
 from pairpool._dispatch import BatchJob, Call, Dispatcher, Feeder, WorkerPlan
 from pairpool._feeder import CLOSED
 from pairpool._future import Future
+from pairpool._limits import PAUSE
 from pairpool._pacing import ASLEEP
 from pairpool._respawn import LONGEST_WAIT
 from pairpool._terms import Retry, Terms
@@ -124,6 +125,10 @@ class Stage:
     def retry(self, *how: Any) -> Terms:
         """Make a plan of when units are run again."""
         return Terms(Retry(*how), None, None, self.dispatcher.encoder.definition)
+
+    def limits(self, soft: float, hard: float) -> Terms:
+        """Make terms with limits of time, in seconds."""
+        return Terms(None, hard, soft, self.dispatcher.encoder.definition)
 
     def batch(
         self,
@@ -298,6 +303,34 @@ def retries(stage: Stage) -> Any:
     stage.run()
     stage.ran.clear()  # what runs again with the one that failed or died depends on the packets
     return [outcome(each) for each in results]
+
+
+def overruns(stage: Stage) -> Any:
+    """A unit goes beyond its soft limit and its limit, another is cancelled while it runs; neither takes any notice."""
+    late = stage.call(stage.result(), 1, terms=stage.limits(1, 2))
+    cancelled = stage.call(stage.result(), 2)
+    behind = stage.map(range(1, 9))
+    dispatcher = stage.dispatcher
+    for _ in range(10):
+        for worker in stage.workers:
+            packet = dispatcher.scheduler.packets.get(worker._packet)
+            if packet is not None and worker._units and dispatcher.calls.sink_of(packet.first) in (late, cancelled):
+                worker.get_stuck(stage.clock.now)
+            worker.go_on()
+        stage.enter()
+    stage.post(dispatcher.on_cancel_call, cancelled)
+    for _ in range(5):
+        stage.pass_time(1_000_000_000)
+        stage.pass_time(PAUSE)
+    engine = stage.engine
+    stage.run()
+    return [
+        *(str(outcome(each)).partition(";")[0] for each in (late, cancelled)),
+        outcome(behind),
+        sorted({reason.name for _, _, reason in engine.struck}),
+        len(set(engine.dumped)),
+        len(set(engine.terminated)),
+    ]
 
 
 def deaths(stage: Stage) -> Any:
@@ -515,6 +548,6 @@ def breakdown(stage: Stage) -> Any:
 
 
 SCENARIOS: tuple[Scenario, ...] = (
-    calls, maps, iterators, stealing, refusals, retries, deaths, sleepers, resizes, cancels, failing_initializers,
-    deaths_in_vain, refused_workers, too_much_memory, nonsense, shortages, termination, breakdown,
+    calls, maps, iterators, stealing, refusals, retries, overruns, deaths, sleepers, resizes, cancels,
+    failing_initializers, deaths_in_vain, refused_workers, too_much_memory, nonsense, shortages, termination, breakdown,
 )  # fmt: skip

@@ -32,11 +32,14 @@ class ScriptedWorker:
         self._packet = self._count = 0  # the packet taken last
         self._busy = False  # with that packet
         self._outcomes: list[tuple[int, Any]] = []  # not yet told
+        self._stuck = False  # in a unit that never ends
 
     def go_on(self) -> bool:
         """Come up, take a packet or run a unit; return whether there was anything to do."""
         if self._engine.by_slot.get(self.slot) is not self:
             return False  # it has ended
+        if self._stuck:
+            return False
         if not self._up:
             self._up = True
             self._tell(self._engine.handlers.on_up, self.slot)
@@ -156,9 +159,16 @@ class ScriptedWorker:
         self._tell(self._engine.handlers.on_down, end)
         del self._engine.by_slot[self.slot]
 
+    def get_stuck(self, now: int) -> None:
+        """Claim a unit, and never end it."""
+        self._units.popleft()
+        self._stuck = True
+        self._engine.marks[self.slot] = (self._packet, self._count - len(self._units) - 1, now)
+
     def die_within_a_unit(self) -> None:
         """Claim a unit, and end in the middle of it."""
-        self._units.popleft()
+        if not self._stuck:
+            self._units.popleft()
         self.end(-9)
 
     def refuse(self, reason: str) -> None:

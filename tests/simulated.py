@@ -232,7 +232,7 @@ class SimulatedPool:
         if done <= packet.done:
             del self.events[0]
             return
-        packet.slot.lying_since = 0
+        packet.slot.lain = 0
         job = self.jobs[packet.job.ident]
         records: list[Record] = []
         again: list[tuple[int, int]] = []

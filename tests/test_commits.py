@@ -18,7 +18,19 @@ from pairpool._codec import Definition, DefinitionKind
 from pairpool._dispatch import BatchJob, Call
 from pairpool._future import Future
 from pairpool.results import IMapIterator, IMapUnorderedIterator, MapResult
-from scenarios import SCENARIOS, Clock, NoThread, Scenario, Stage, deaths, deaths_in_vain, outcome, packed, retries
+from scenarios import (
+    SCENARIOS,
+    Clock,
+    NoThread,
+    Scenario,
+    Stage,
+    deaths,
+    deaths_in_vain,
+    outcome,
+    overruns,
+    packed,
+    retries,
+)
 
 Played: TypeAlias = tuple[Any, list[Any], list[str]]
 Play: TypeAlias = Callable[[Scenario, Interruption], Played]
@@ -141,7 +153,7 @@ class Entry:
 # One more call in between would change what a worker dies with.
 @pytest.mark.parametrize(
     "scenario",
-    [each for each in SCENARIOS if each not in (deaths, deaths_in_vain, retries)],
+    [each for each in SCENARIOS if each not in (deaths, deaths_in_vain, overruns, retries)],
     ids=lambda each: each.__name__,
 )
 @pytest.mark.parametrize("raises", [False, True], ids=["returns", "raises"])

@@ -231,6 +231,19 @@ def test_a_closed_pool_and_a_broken_one_schedule(stage: Stage) -> None:
         worker.end(-9)
 
 
+def test_calls_that_were_only_noted_end_with_a_broken_pool(make_stage: Any) -> None:
+    """So do those that come later: nothing is answered any more that would have them taken."""
+    stage = make_stage()
+    early: list[Any] = [stage.result() for _ in range(200)]
+    for result in early:
+        stage.dispatcher.call(Call(None, packed((stage.double, (1,), {})), result))
+    assert stage.dispatcher.sated
+    stage.dispatcher.collapse(KeyError("a fault of ours"))
+    late = stage.result()
+    stage.dispatcher.call(Call(None, packed((stage.double, (1,), {})), late))
+    assert {outcome(result) for result in (*early, late)} == {repr(KeyError("a fault of ours"))}
+
+
 def test_a_system_without_room_for_it_schedules(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """There it is tried again, and told in the end."""
 

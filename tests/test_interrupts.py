@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import pairpool
+from interruptions import Interrupted
 from pairpool import Retry, TaskCancelledError, TimeLimitError
 from pairpool._interrupts import Interrupts
 from pairpool._packet import OUTCOMES_HEAD, Flag, Mode, OutcomeMode, Reason, Status
@@ -59,6 +60,15 @@ def test_the_unit_that_is_meant_is_struck_once(
     with pytest.raises(kind):
         gate.strike(INTERRUPT_SIGNAL, None)
     gate.strike(INTERRUPT_SIGNAL, None)
+
+
+def test_a_unit_that_went_on_after_its_soft_limit_can_be_cancelled(page: Page, gate: Interrupts) -> None:
+    """It has been told something else."""
+    gate.armed = True
+    for reason, kind in ((Reason.SOFT_LIMIT, TimeLimitError), (Reason.CANCELLED, TaskCancelledError)):
+        page.interrupt(7, 2, page.read().started_ns, reason)
+        with pytest.raises(kind):
+            gate.strike(INTERRUPT_SIGNAL, None)
 
 
 @pytest.mark.parametrize(("packet", "unit", "later"), [(8, 2, 0), (7, 1, 0), (7, 3, 0), (7, 2, 1)])
@@ -156,7 +166,7 @@ def test_an_item_may_tidy_up_at_its_soft_limit(make_pool: MakePool, face: str) -
     """It is told by an exception; what it returns is its result, and its worker lives on."""
     pool = make_pool(1, soft_time_limit=BRIEF)
     before = pool.apply(worker_pid)
-    assert "longer than its soft time limit: 0.1" in FACES[face](pool)
+    assert "longer than its soft time limit" in FACES[face](pool)
     assert pool.apply_async(worker_pid).get(PATIENCE) == before
 
 
@@ -172,17 +182,17 @@ def test_an_item_that_does_nothing_about_it_ends_with_it(make_pool: MakePool, st
 
 
 def test_only_the_item_that_takes_long_is_told(make_pool: MakePool) -> None:
-    """Those before and behind it, of its packet and of its chunk, are not."""
-    pool = make_pool(1, soft_time_limit=2 * BRIEF)
-    results = pool.imap(sleep_for, [0, BRIEF, BRIEF, 10_000, 0, BRIEF])
+    """Those before and behind it, of its packet, are not; nor those of a chunk that all together take as long."""
+    pool = make_pool(1, soft_time_limit=10 * BRIEF)
+    results = pool.imap(sleep_for, [0, BRIEF, 10_000, 0, BRIEF])
     ends: list[Any] = []
-    for _ in range(6):
+    for _ in range(5):
         try:
             ends.append(results.next(PATIENCE))
         except TimeLimitError:
             ends.append("over")
-    assert ends == [0, BRIEF, BRIEF, "over", 0, BRIEF]
-    assert pool.map(sleep_for, [BRIEF] * 5, 5) == [BRIEF] * 5
+    assert ends == [0, BRIEF, "over", 0, BRIEF]
+    assert pool.map(sleep_for, [BRIEF] * 12, 12) == [BRIEF] * 12
 
 
 def ignore_it(line: Line) -> bytes:
@@ -204,11 +214,19 @@ def test_who_takes_no_notice_meets_the_hard_limit(make_pool: MakePool, make_line
     assert line.await_told(4) == b"told"
 
 
-def test_it_may_be_run_again(make_pool: MakePool) -> None:
+def say_and_sleep_on(line: Line) -> None:
+    """Say that it runs, and do nothing for ever."""
+    line.tell(b"x")
+    sleep_on()
+
+
+def test_it_may_be_run_again(make_pool: MakePool, make_line: MakeLine) -> None:
     """As after any exception that is named."""
-    pool = make_pool(1, soft_time_limit=BRIEF, retry=Retry(1, (TimeLimitError,)))
+    line = make_line()
+    pool = make_pool(1, soft_time_limit=2 * BRIEF, retry=Retry(1, (TimeLimitError,)))
     with pytest.raises(TimeLimitError, match="soft"):
-        pool.apply(sleep_on)
+        pool.apply(say_and_sleep_on, (line,))
+    assert line.await_told(2) == b"xx"
 
 
 # -- Cancelling what runs ---------------------------------------------------------------------------
@@ -288,7 +306,7 @@ def test_who_takes_no_notice_is_terminated_and_killed(
     make_pool: MakePool, make_line: MakeLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rung by rung; what others have in the pool runs elsewhere."""
-    monkeypatch.setattr("pairpool._limits.PATIENCE", 50_000_000)
+    monkeypatch.setattr("pairpool._limits.GRACE", 50_000_000)
     line = make_line()
     pool = make_pool(1)
     before = pool.apply(worker_pid)
@@ -312,6 +330,30 @@ def test_a_cancelled_call_is_not_run_again(make_pool: MakePool, make_line: MakeL
     assert pool.apply_async(identity, (1,)).get(PATIENCE) == 1
     line.tell(b"last")
     assert line.await_told(4) == b"last"
+
+
+def test_a_cancellation_that_was_interrupted_can_be_asked_for_again(
+    make_pool: MakePool, make_line: MakeLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The future is cancelled already, but nobody has ended its task."""
+    line = make_line()
+    pool = make_pool(1)
+    future = pool.submit(say_and_wait, line)
+    assert line.await_told(1) == b"x"
+
+    def strike(_: object) -> None:
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pairpool.Future, "_invoke_callbacks", strike)
+        dispatcher = pool._dispatcher
+        patch.setattr(dispatcher, "on_cancel_call", lambda _: dispatcher.events.popleft())
+        with pytest.raises(Interrupted):
+            future.cancel(running=True)
+        dispatcher.drain()
+    assert future.cancelled()
+    assert future.cancel(running=True)
+    assert line.await_told(9) == b"cancelled"
 
 
 def test_what_is_over_cannot_be_cancelled(make_pool: MakePool) -> None:

@@ -244,8 +244,12 @@ class LocalEngine:
         return self._finished.wait(timeout)
 
     def pump(self, ready: Callable[[], bool], watched: list[Settable], timeout: float | None) -> bool:
-        pumped = self._pump.pump(ready, watched, timeout)
-        self.watch_until(self.handlers.look_at)
+        try:
+            pumped = self._pump.pump(ready, watched, timeout)
+            self.watch_until(self.handlers.look_at)
+        except BaseException:
+            self.wake()  # a signal handler raised: what was received, and what is to be looked at, is the I/O thread's
+            raise
         return pumped
 
     # -- the I/O thread ---------------------------------------------------------------------------------------
