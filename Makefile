@@ -17,6 +17,8 @@ CORE_TESTS := tests/test_cpython_pool.py tests/test_compat_construction.py tests
 	tests/test_compat_lifecycle.py tests/test_programs.py tests/test_remote_errors.py tests/test_framing.py
 
 PYTEST_OPTIONS ?= -q
+BENCH_OPTIONS ?=
+RESULTS ?= benchmarks/results
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
@@ -74,9 +76,14 @@ $(VERSIONS:%=version-%): version-%: $(VENV)/.installed-dev
 core: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS) $(CORE_TESTS)
 
-bench: $(VENV)/.installed ## the benchmarks, each beside the standard library's pool
-	$(BIN)/python -m benchmarks.map
-	$(BIN)/python -m benchmarks.roundtrip
+bench: ## the benchmarks beside the other pools, with tables and charts (a quarter of an hour)
+	@$(MAKE) --no-print-directory VENV=.venv-bench measure
+
+# The other pools are installed at the versions that pyproject.toml pins, in an environment of their own.
+.PHONY: measure
+measure: $(VENV)/.installed-bench
+	$(BIN)/python -m benchmarks $(BENCH_OPTIONS) \
+		--json $(RESULTS)/results.json --markdown $(RESULTS)/table.md --svg $(RESULTS)
 
 soak: $(VENV)/.installed-test ## the long runs: nothing is lost, and nothing grows (an hour with two processors)
 	$(BIN)/python -m soak
@@ -88,7 +95,7 @@ sanitize: $(VENV)/.installed-test ## tests and fuzzer over the C twin with addre
 	$(BIN)/python -m fuzz.sanitize
 
 clean: ## remove what was made
-	rm -rf .venv .venv-3.* build pairpool.egg-info pairpool/_framing_c*.so
+	rm -rf .venv .venv-3.* .venv-bench build pairpool.egg-info pairpool/_framing_c*.so
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -105,6 +112,10 @@ $(VENV)/.installed-test: $(SOURCES)
 $(VENV)/.installed-dev: $(SOURCES)
 	$(call install,.[dev])
 	@touch $(VENV)/.installed $(VENV)/.installed-test $@
+
+$(VENV)/.installed-bench: $(SOURCES)
+	$(call install,.[bench])
+	@touch $(VENV)/.installed $@
 
 define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
