@@ -111,6 +111,11 @@ class Future(concurrent.futures.Future[T]):
             else:
                 self._exception = value
 
+    def _invoke_callbacks(self) -> None:
+        """The standard library's: when it is done. Whoever waits is woken first, for they run the user's code."""
+        self._leave()
+        super()._invoke_callbacks()  # type: ignore[misc]  # not in the stubs
+
     def cancel(self, *, running: bool = False) -> bool:
         """As the standard library's: True where the call has not been handed to a worker, and never will be.
 
@@ -120,7 +125,7 @@ class Future(concurrent.futures.Future[T]):
         that has its own handler for the signal (``SIGRTMAX-3``). In a `ThreadPool` a call that runs cannot be ended.
         """
         dispatcher = self._dispatcher
-        ends = running and dispatcher.engine.processes is not None
+        ends = running and dispatcher.engine.processes is not None and not dispatcher.forked
         with self._condition:
             # Seen and changed by operators alone, as in `begin`: no other thread comes between.
             cancels = self._state == "PENDING" or (self._state == "RUNNING" and ends)
@@ -132,8 +137,7 @@ class Future(concurrent.futures.Future[T]):
             # Also where it was cancelled before: that may have been interrupted on the way.
             dispatcher.events.append((dispatcher.on_cancel_call, self))
         if cancels:
-            self._invoke_callbacks()  # type: ignore[attr-defined]  # the standard library's own
-            self._leave()
+            self._invoke_callbacks()
         if ends:
             dispatcher.drain()
         return self.cancelled()

@@ -108,6 +108,8 @@ class WorkerHandle:
         self.control_worker_end.close()
         self.outbox.drop_descriptor()
         self.page.drop_worker_ends()
+        if self.page.has_interrupt():
+            self.signal(INTERRUPT_SIGNAL)  # when that was written there was nobody to be told
 
     def ended(self, exitcode: int | None) -> None:
         """The worker has ended, or never began."""

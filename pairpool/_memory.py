@@ -63,7 +63,7 @@ class Limit:
         """`room`: bytes. A limit that is there already and lower stays what it is."""
         soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
         there = [bound for bound in (soft, hard) if bound != resource.RLIM_INFINITY]
-        self._bounds = ((soft, hard), (min(_data_size() + room, sys.maxsize, *there), hard))
+        self._bounds = soft, min(_data_size() + room, sys.maxsize, *there)
         self._holds = False
 
     def holding(self, function: Callable[P, T]) -> Callable[P, T]:
@@ -87,7 +87,10 @@ class Limit:
 
     def _set(self, holds: bool) -> None:
         self._holds = holds
-        resource.setrlimit(resource.RLIMIT_DATA, self._bounds[holds])
+        bound, (_, hard) = self._bounds[holds], resource.getrlimit(resource.RLIMIT_DATA)
+        if hard != resource.RLIM_INFINITY and not 0 <= bound <= hard:
+            bound = hard  # a task has lowered it
+        resource.setrlimit(resource.RLIMIT_DATA, (bound, hard))
 
 
 def _data_size() -> int:

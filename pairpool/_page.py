@@ -243,6 +243,10 @@ class Page:
         words[_SINCE] = since
         words[_STRUCK] = packet << 16 | offset << 4 | reason
 
+    def has_interrupt(self) -> bool:
+        """Parent: whether it has ever written down a unit that is to be interrupted."""
+        return self._memory.words[_STRUCK] != 0
+
     def read_interrupt(self) -> tuple[int, int]:
         """Worker: why the unit that runs is to be interrupted, and when it began; the reason is 0 where it is not."""
         words = self._memory.words

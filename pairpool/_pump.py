@@ -179,8 +179,13 @@ class Pump:
 
     def rearm(self) -> None:
         """The I/O thread has served the channels: it stays on watch unless a caller is."""
-        if not self.pumpers or self._handlers.waiters > self.pumpers:
+        if not self.looks_for_all:
             self.outer.modify(self.channels, ARMED)
+
+    @property
+    def looks_for_all(self) -> bool:
+        """Whether a caller pumps and no other waits: then the I/O thread need not look as well."""
+        return 0 < self.pumpers >= self._handlers.waiters
 
     def pump(self, ready: Callable[[], bool], watched: list[Settable], timeout: float | None) -> bool:
         """See `Engine.pump`."""

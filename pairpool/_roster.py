@@ -178,7 +178,9 @@ class Roster:
             return True
         if staff > wanted:
             staying = [slot for slot in self.slots.values() if slot.state is not SlotState.RETIRING]
-            self.retire(min(staying, key=lambda slot: (slot.state is not IDLE, slot.load, -slot.ident)), None)
+            self.retire(
+                min(staying, key=lambda slot: (not slot.asleep, slot.state is not IDLE, slot.load, -slot.ident)), None
+            )
             return True
         return False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
@@ -14,6 +15,7 @@ import pytest
 import pairpool
 from interruptions import Interrupted
 from pairpool import Retry, TaskCancelledError, TimeLimitError
+from pairpool._handle import WorkerHandle
 from pairpool._interrupts import Interrupts
 from pairpool._packet import OUTCOMES_HEAD, Flag, Mode, OutcomeMode, Reason, Status
 from pairpool._page import INTERRUPT_SIGNAL, Page
@@ -288,6 +290,50 @@ def test_what_was_handed_out_and_has_not_begun_never_begins(make_pool: MakePool,
     assert said.await_told(3) == b"\0\2\3"
     with pytest.raises(CancelledError):
         queued[1].result()
+
+
+def test_a_worker_that_is_not_known_yet_is_told_when_it_is(
+    make_pool: MakePool, make_line: MakeLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may run its first task before the zygote's word of it was read."""
+    known, take = threading.Event(), WorkerHandle.spawned
+
+    def wait_and_take(handle: WorkerHandle, reply: Any) -> None:
+        assert known.wait(PATIENCE)
+        take(handle, reply)
+
+    monkeypatch.setattr(WorkerHandle, "spawned", wait_and_take)
+    line = make_line()
+    future = make_pool(1).submit(say_and_wait, line)
+    assert line.await_told(1) == b"x"
+    assert future.cancel(running=True)
+    known.set()
+    assert line.await_told(9) == b"cancelled"
+
+
+def test_whoever_waits_is_woken_before_callbacks_run(make_pool: MakePool, make_line: MakeLine) -> None:
+    """A callback may wait for those."""
+    line = make_line()
+    future = make_pool(1).submit(say_and_wait, line)
+    assert line.await_told(1) == b"x"
+
+    def wait_for_it() -> None:
+        with pytest.raises(CancelledError):
+            future.result()
+
+    waiting = [threading.Thread(target=wait_for_it) for _ in range(2)]
+    for thread in waiting:
+        thread.start()
+    left: list[bool] = []
+
+    def join_all(_: object) -> None:
+        for thread in waiting:
+            thread.join(PATIENCE)
+            left.append(thread.is_alive())
+
+    future.add_done_callback(join_all)
+    assert future.cancel(running=True)
+    assert left == [False, False]
 
 
 def refuse_to_end(line: Line) -> None:

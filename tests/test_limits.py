@@ -483,6 +483,39 @@ def test_a_limit_holds_while_another_thread_waits(
     assert patient.get(PATIENCE) == b"x"
 
 
+@pytest.mark.parametrize(("pumpers", "waiters", "told"), [(0, 0, True), (1, 1, False), (2, 2, False), (1, 2, True)])
+def test_the_engines_thread_looks_unless_all_who_wait_do(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, pumpers: int, waiters: int, told: bool
+) -> None:
+    """Who pumps may be held up in a signal handler, which waits for another thread."""
+    engine = make_pool(1)._dispatcher.engine
+    moments: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._wake_kick, "look_by", moments.append)
+        patch.setattr(engine._pump, "pumpers", pumpers)
+        patch.setattr(engine.handlers, "waiters", waiters)
+        engine.watch_until(5)
+    assert moments == [5] * told
+
+
+def test_who_is_struck_as_he_leaves_has_the_engines_thread_look(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not know that he looks no more."""
+    engine = make_pool(1)._dispatcher.engine
+    woken = threading.Event()
+
+    def strike(*_: object) -> None:
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "watch_until", strike)
+        patch.setattr(engine, "wake", woken.set)
+        with pytest.raises(Interrupted):
+            engine.pump(lambda: True, [], 0)
+    assert woken.is_set()
+
+
 def test_nobody_needs_to_wait_for_a_limit_to_hold(make_pool: MakePool) -> None:
     """The engine's thread looks where no caller does."""
     pool = make_pool(1, time_limit=BRIEF)

@@ -483,6 +483,28 @@ def test_a_limit_that_is_there_is_not_raised() -> None:
 
 # -- What is refused ------------------------------------------------------------------------------
 
+
+def test_a_task_may_lower_the_hard_limit_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it may not raise again is not raised."""
+    bounds = [(resource.RLIM_INFINITY, resource.RLIM_INFINITY)]
+
+    def set_as_an_ordinary_user(_: int, wanted: tuple[int, int]) -> None:
+        soft, hard = wanted
+        assert hard == bounds[-1][1]
+        assert hard == resource.RLIM_INFINITY or 0 <= soft <= hard
+        bounds.append(wanted)
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: bounds[-1])
+    monkeypatch.setattr(resource, "setrlimit", set_as_an_ordinary_user)
+    limit = Limit(MOST)
+
+    def lower() -> None:
+        bounds.append((MOST, MOST))
+
+    limit.holding(lower)()
+    assert bounds[-1] == (MOST, MOST)
+
+
 OPTIONS = ("max_memory_per_worker", "memory_limit")
 
 

@@ -137,6 +137,17 @@ def take_back(bench: Bench, packet: Packet) -> None:
     bench.scheduler.came_back(packet, PacketEvent.RECALL, bench.now, None)
 
 
+def test_a_pool_that_shrinks_keeps_those_that_are_awake() -> None:
+    """Whatever else there is to say for the others."""
+    bench = Bench(3, rouses=True)
+    sleeper = bench.slots[0]
+    sleeper.asleep = True
+    bench.scheduler.changed[sleeper.ident] = sleeper
+    while bench.scheduler.roster.maintain(1):
+        pass
+    assert [slot.state for slot in bench.slots] == [SlotState.RETIRING, SlotState.IDLE, SlotState.RETIRING]
+
+
 def test_one_that_is_no_more_than_slow_is_given_longer_each_time() -> None:
     """So that on a machine where all are it still comes to something."""
     bench = Bench(1, rouses=True)

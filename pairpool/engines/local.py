@@ -229,8 +229,12 @@ class LocalEngine:
 
     def watch_until(self, look_at: int | None) -> None:
         """The scheduler wants to be asked again at `look_at` (ns)."""
-        if look_at is not None:
-            (self._pump if self._pump.pumpers else self._wake_kick).look_by(look_at)
+        if look_at is None:
+            return
+        if self._pump.pumpers:
+            self._pump.look_by(look_at)
+        if not self._pump.looks_for_all:
+            self._wake_kick.look_by(look_at)
 
     # -- any thread -------------------------------------------------------------------------------------------
 
@@ -276,7 +280,9 @@ class LocalEngine:
 
     def _patience(self) -> float | None:
         """Seconds to sleep. A caller who pumps looks in time himself; when he leaves he says when it is to be."""
-        return self._wake_kick.patience(lambda: None if self._pump.pumpers else self.handlers.look_at, self._end_by)
+        return self._wake_kick.patience(
+            lambda: None if self._pump.looks_for_all else self.handlers.look_at, self._end_by
+        )
 
     def _serve(self, ready: Sequence[tuple[int, int]]) -> None:
         for descriptor, _ in ready:
