@@ -16,7 +16,7 @@ import socket
 from collections.abc import Callable, Collection
 from contextlib import ExitStack, closing
 from itertools import starmap
-from multiprocessing import util
+from multiprocessing import resource_tracker, util
 from multiprocessing.context import ForkServerProcess, SpawnProcess
 from typing import NoReturn
 
@@ -30,6 +30,7 @@ from pairpool._surroundings import (
     WorkerSetup,
     blocked_signals,
     let_in_signals,
+    shut_out_interrupt,
     shut_out_signals,
 )
 
@@ -116,6 +117,7 @@ class _ZygoteProcess(UncountedProcess):
         super().__init__("PairpoolZygote", (), caller.config, caller.pid, caller.name)
         self._caller = caller
         self._setup = birth.setup
+        self.mask: Collection[int] | None = None  # what was blocked before more was for its start
         self._handed = Handed((birth.zygote_end.fileno(), birth.deadman.worker_end, birth.parent_pidfd.fileno()))
 
     def run(self) -> None:
@@ -123,7 +125,7 @@ class _ZygoteProcess(UncountedProcess):
         number, deadman_end, parent_pidfd = self._handed
         channel = socket.socket(fileno=number)
         _descriptors.register(channel, deadman_end)
-        _nursery.run(self._caller, self._setup, channel, deadman_end, parent_pidfd)
+        _nursery.run(self._caller, self._setup, channel, deadman_end, parent_pidfd, self.mask)
 
 
 class _SpawnZygote(_ZygoteProcess, SpawnProcess): ...
@@ -140,9 +142,24 @@ def _start_by_process(birth: Birth, process: _ZygoteProcess) -> None:
     popen.close()
 
 
+def _start_by_spawn(birth: Birth) -> None:
+    """Have multiprocessing start the zygote in a fresh interpreter.
+
+    That hears nothing of the terminal's Ctrl-C before it can do nothing about it: it would end with a traceback.
+    """
+    process = _SpawnZygote(birth)
+    resource_tracker.ensure_running()  # which lets SIGINT in again where it has to be started
+    process.mask = mask = blocked_signals()
+    try:
+        shut_out_interrupt()
+        _start_by_process(birth, process)
+    finally:
+        let_in_signals(mask)
+
+
 _STARTERS: dict[str, Callable[[Birth], None]] = {
     "fork": _start_by_fork,
-    "spawn": lambda birth: _start_by_process(birth, _SpawnZygote(birth)),
+    "spawn": _start_by_spawn,
     "forkserver": lambda birth: _start_by_process(birth, _ForkServerZygote(birth)),
 }
 

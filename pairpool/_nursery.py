@@ -94,8 +94,8 @@ def run(
     """Be a zygote in the calling process, and end it.
 
     Its end of the channel and that of its dead-man pipe are registered to be closed in forks; the
-    parent's pidfd is not, workers keep it. If all signals are blocked now, ``mask`` is what shall
-    be blocked in workers.
+    parent's pidfd is not, workers keep it. If signals are blocked for the start of this process,
+    ``mask`` is what shall be blocked in workers.
     """
     code = 1
     try:

@@ -21,6 +21,10 @@ Threads and locks
   the lock.
 
 What may block: a pumping caller, in `caller`.
+
+A signal interrupts a sleep, but not if it comes after Python looked for one and before the kernel has put the thread to
+sleep: a microsecond, or much longer where the thread loses its processor just then. Most come when a wait has just
+begun, so a caller who pumps first sleeps for `SETTLE` only. (The library's waits do not: Ctrl-C may be lost to them.)
 """
 
 from __future__ import annotations
@@ -44,6 +48,7 @@ if TYPE_CHECKING:
     from pairpool._waiting import Settable
 
 SPIN = 50e-6  # seconds a waiting caller keeps looking before he sleeps: less than a wake-up costs
+SETTLE = 0.02  # seconds of the first sleep: a signal that comes just before a sleep does not end it (see below)
 BATCH = 16  # messages taken before they are digested: until then each may hold a descriptor
 ARMED = select.EPOLLIN | select.EPOLLONESHOT
 
@@ -233,9 +238,14 @@ class Pump:
         # function (python/cpython#130279, 3.12 and 3.13).
         me, kick, kicked = get_ident(), self._kick, self._kick.descriptor.fileno()
         kick.awake = 0  # also where this is a handler's, and the pump that it interrupted was awake
+        at_first: float | None = SETTLE
         while not ready() and not self._stopped:
-            if kicked in _framing.wait_ready(self._caller, SPIN, kick.patience(self._look_at, deadline)):
+            patience = kick.patience(self._look_at, deadline)
+            if at_first is not None:
+                patience = at_first if patience is None else min(patience, at_first)
+            if kicked in _framing.wait_ready(self._caller, SPIN, patience):
                 kick.clear()
+            at_first = None
             kick.awake = me
             self.receive()
             self._handlers.drain()

@@ -231,11 +231,14 @@ class Surroundings:
     def set_aside(cls, method: str, mask: Collection[int] | None) -> Surroundings:
         """Make the calling process, a zygote, a quiet one; return what workers are to have instead.
 
-        If all signals are blocked already, ``mask`` is what was blocked before.
+        If signals are blocked for its start, ``mask`` is what was blocked before.
         """
         signal.set_wakeup_fd(-1)  # it may be a socket of the caller's event loop
         if method == "spawn":
             defuse_signals()
+            if mask is not None:
+                let_in_signals(mask)
+                mask = None
         elif mask is None:
             mask = blocked_signals()
             shut_out_signals()
@@ -301,6 +304,11 @@ def shut_out_signals() -> None:
     own forks are to inherit.
     """
     _signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+
+def shut_out_interrupt() -> None:
+    """Block SIGINT in the calling thread, and in what it executes."""
+    _signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
 
 
 def let_in_signals(mask: Collection[int]) -> None:

@@ -22,6 +22,7 @@ import pytest
 import pairpool
 from forks import open_descriptors
 from holdings import Holdings, remains
+from interruptions import Interrupted
 from liars import LIES, lie, lie_of_a_map, lie_once, worker_here
 from pairpool import _channel, _core, _framing
 from pairpool._codec import Definition, DefinitionKind, Encoder, Payload
@@ -663,3 +664,25 @@ def test_results_that_are_not_as_many_as_the_items_fail_the_map(make_pool: MakeP
     pool = make_pool(2)
     with pytest.raises(pairpool.PairpoolError, match="as many results"):
         pool.map_async(lie_of_a_map, [1]).get(PATIENCE)
+
+
+def test_who_is_struck_while_the_thread_starts_leaves_it_to_end_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have begun already: then it must not find everything closed."""
+    begun = threading.Thread.start
+    zygotes: list[int] = []
+
+    def begin_and_be_struck(thread: threading.Thread) -> None:
+        begun(thread)
+        if thread.name == "pairpool-io":
+            zygotes.append(os.pidfd_open(thread._target.__self__._zygote.pid))  # type: ignore[attr-defined]
+            raise Interrupted
+
+    monkeypatch.setattr(threading.Thread, "start", begin_and_be_struck)
+    before = Holdings.now()
+    with pytest.raises(Interrupted):
+        pairpool.Pool(1)
+    (zygote,) = zygotes
+    assert has_ended(zygote)
+    os.close(zygote)
+    monkeypatch.undo()
+    assert not remains(before)

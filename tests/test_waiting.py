@@ -339,3 +339,26 @@ def test_terminate_asks_for_the_end_where_it_cannot_await_it(pool: Any, monkeypa
         pool.join()
 
     in_time(use)
+
+
+def test_a_signal_that_is_too_early_for_a_sleep_is_seen_soon(
+    make_pool: MakePool, make_line: MakeLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first sleep of a wait is short; the next is not."""
+    gate = make_line()
+    pool = make_pool(1)
+    pool.apply(identity, (1,))
+    result = pool.apply_async(wait_for, (gate,))
+    wait_ready, sleeps = _framing.wait_ready, []
+
+    def note_and_wait(epoll: Any, spin: float, timeout: float | None) -> list[int]:
+        if spin:
+            sleeps.append(timeout)
+            if len(sleeps) == 2:
+                gate.tell(b"x")
+        return wait_ready(epoll, spin, timeout)
+
+    monkeypatch.setattr(_framing, "wait_ready", note_and_wait)
+    result.wait()
+    assert sleeps[0] == _pump.SETTLE
+    assert sleeps[1] is None or sleeps[1] > _pump.SETTLE

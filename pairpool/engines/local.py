@@ -82,6 +82,9 @@ class LocalEngine:
         self._orphaned = False  # the zygote has ended
         self._finished = threading.Event()
         self.signals: list[Settable] = []  # of those who wait for a worker to be forked
+        self._unowned = deque(
+            (None,)
+        )  # who takes what is here owns all this: the I/O thread, or who gives it up before
 
     # -- coming up (caller's thread, nothing else runs yet) ---------------------------------------------------
 
@@ -109,9 +112,19 @@ class LocalEngine:
             self._thread = threading.Thread(target=self._run, name="pairpool-io", daemon=True)
             self._thread.start()
         except BaseException:
-            self._shutting = True
-            self._release()
+            if self._take_over():
+                self._shutting = True
+                self._release()
+            else:
+                self.shut(kill=True)  # a signal handler raised when the thread had begun
             raise
+
+    def _take_over(self) -> bool:
+        try:
+            self._unowned.pop()
+        except IndexError:
+            return False
+        return True
 
     def await_spawned(self, handle: WorkerHandle) -> None:
         """Waits until a worker asked for is forked, or has failed to be."""
@@ -259,6 +272,8 @@ class LocalEngine:
     # -- the I/O thread ---------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        if not self._take_over():
+            return
         try:
             while True:
                 self._do_chores()
