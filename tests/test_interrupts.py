@@ -210,8 +210,8 @@ def ignore_it(line: Line) -> bytes:
 def test_who_takes_no_notice_meets_the_hard_limit(make_pool: MakePool, make_line: MakeLine) -> None:
     """In its time."""
     line = make_line()
-    pool = make_pool(1, soft_time_limit=BRIEF, time_limit=3 * BRIEF)
-    with pytest.raises(TimeLimitError, match=r"longer than its time limit of 0\.3 s; its worker was killed"):
+    pool = make_pool(1, soft_time_limit=BRIEF, time_limit=20 * BRIEF)
+    with pytest.raises(TimeLimitError, match="longer than its time limit of 2 s; its worker was killed"):
         pool.apply(ignore_it, (line,))
     assert line.await_told(4) == b"told"
 
@@ -225,7 +225,7 @@ def say_and_sleep_on(line: Line) -> None:
 def test_it_may_be_run_again(make_pool: MakePool, make_line: MakeLine) -> None:
     """As after any exception that is named."""
     line = make_line()
-    pool = make_pool(1, soft_time_limit=2 * BRIEF, retry=Retry(1, (TimeLimitError,)))
+    pool = make_pool(1, soft_time_limit=10 * BRIEF, retry=Retry(1, (TimeLimitError,)))
     with pytest.raises(TimeLimitError, match="soft"):
         pool.apply(say_and_sleep_on, (line,))
     assert line.await_told(2) == b"xx"
