@@ -16,7 +16,7 @@ from simulated_workers import Fate
 from simulation import Simulation
 
 FIRST_SEED = int(os.environ.get("PAIRPOOL_SIMULATION_SEED", "0"))
-SIMULATIONS = int(os.environ.get("PAIRPOOL_SIMULATIONS", "4000"))
+SIMULATIONS = int(os.environ.get("PAIRPOOL_SIMULATIONS", "2500"))
 
 
 def simulate(seed: int) -> Simulation:

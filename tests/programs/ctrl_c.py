@@ -51,14 +51,14 @@ WAYS = {
 def main():
     method, way = sys.argv[1:]
     if way == "start":
-        # What is raised in a finalizer is only printed: here none runs.
+        # What is raised in a finalizer, or in one of importlib's callbacks, is only printed: here none runs.
         gc.disable()
         pools = []
-        print("ready", flush=True)
         while True:
             with get_context(method).Pool(2) as pool:
                 pools.append(pool)
                 pool.map(abs, range(9))
+            print("ready", flush=True)
     with get_context(method).Pool(2) as pool:
         pool.map(abs, range(9))
         print("ready", flush=True)
