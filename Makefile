@@ -43,7 +43,8 @@ typecheck: $(VENV)/.installed-dev ## types
 	$(BIN)/mypy
 	$(BIN)/mypy benchmarks examples fuzz soak
 
-suite: suite-c suite-python ## the whole suite, once with each twin of the framing
+suite: $(VENV)/.installed-dev ## the whole suite, once with each twin of the framing, both at a time
+	@$(MAKE) --no-print-directory -j2 --output-sync=target suite-c suite-python
 
 suite-c: $(VENV)/.installed-dev
 	@if $(BIN)/python -c 'import pairpool._framing_c' 2>/dev/null; then \
