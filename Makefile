@@ -43,8 +43,12 @@ typecheck: $(VENV)/.installed-dev ## types
 	$(BIN)/mypy
 	$(BIN)/mypy benchmarks examples fuzz soak
 
-suite: $(VENV)/.installed-dev ## the whole suite, once with each twin of the framing, both at a time
-	@$(MAKE) --no-print-directory -j2 --output-sync=target suite-c suite-python
+suite: $(VENV)/.installed-dev ## the whole suite, once with each twin of the framing, side by side
+	@log=$$(mktemp); \
+	$(MAKE) --no-print-directory suite-python >$$log 2>&1 & python=$$!; \
+	$(MAKE) --no-print-directory suite-c; c=$$?; \
+	wait $$python; python=$$?; cat $$log; rm -f $$log; \
+	exit $$((c || python))
 
 suite-c: $(VENV)/.installed-dev
 	@if $(BIN)/python -c 'import pairpool._framing_c' 2>/dev/null; then \
