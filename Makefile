@@ -23,7 +23,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
+ifndef SIDE_BY_SIDE
 .NOTPARALLEL:
+endif
 .PHONY: help demo test lint typecheck suite suite-c suite-python versions bench soak fuzz sanitize clean
 
 help: ## say what can be made
@@ -44,11 +46,7 @@ typecheck: $(VENV)/.installed-dev ## types
 	$(BIN)/mypy benchmarks examples fuzz soak
 
 suite: $(VENV)/.installed-dev ## the whole suite, once with each twin of the framing, side by side
-	@log=$$(mktemp); \
-	$(MAKE) --no-print-directory suite-python >$$log 2>&1 & python=$$!; \
-	$(MAKE) --no-print-directory suite-c; c=$$?; \
-	wait $$python; python=$$?; cat $$log; rm -f $$log; \
-	exit $$((c || python))
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target SIDE_BY_SIDE=1 suite-c suite-python
 
 suite-c: $(VENV)/.installed-dev
 	@if $(BIN)/python -c 'import pairpool._framing_c' 2>/dev/null; then \

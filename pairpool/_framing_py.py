@@ -155,16 +155,19 @@ def receive(sock: socket.socket, arrivals: Arrivals, tag: object, limit: int, /)
     # another thread may take from it. The limited iterator stands first: zip() asks it first.
     received = count(1)
     messages = iter(partial(sock.recvmsg, MESSAGE_LIMIT, _ANCILLARY_SPACE, _RECEIVE_FLAGS), _END)
+    ended = reset = False
     try:
         arrivals.extend(compress(zip(repeat(tag, limit), messages, strict=False), received))
+        ended = True
     except BlockingIOError:
-        return next(received) - 1
+        pass  # nothing more is there; what follows stands outside, or an interrupt would show this error too
     except ConnectionResetError:
-        # Told once, and before the messages that the other side sent: it closed with ours unread.
-        taken = next(received) - 1
-        return taken + receive(sock, arrivals, tag, limit - taken)
+        reset = True
     taken = next(received) - 1
-    if taken < limit:
+    if reset:
+        # Told once, and before the messages that the other side sent: it closed with ours unread.
+        return taken + receive(sock, arrivals, tag, limit - taken)
+    if ended and taken < limit:
         arrivals.append((tag, _END))  # a step of its own: the end is told again if an interrupt takes this
         taken += 1
     return taken

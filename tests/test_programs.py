@@ -7,8 +7,11 @@ their globals, functions are redefined, and spawned workers begin by importing i
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -19,6 +22,8 @@ import twins
 from holdings import Holdings, remains
 from tasks import identity
 from twins import TWINS
+
+StartAtTerminal = Callable[..., subprocess.Popen[str]]
 
 twin = twins.twin  # the fixture
 
@@ -83,6 +88,64 @@ def test_a_forgotten_pool_ends_with_its_program(start_method: str) -> None:
     assert [line.partition(" <")[0] for line in warnings] == [
         "ResourceWarning: unclosed running multiprocessing pool"
     ], done.stderr
+
+
+@pytest.fixture
+def start_at_terminal() -> Iterator[StartAtTerminal]:
+    """Start programs in sessions of their own, as at a terminal of theirs, and wait until they are ready."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(name: str, *arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, str(PROGRAMS / name), *arguments]
+        pipe = subprocess.PIPE
+        program = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+        started.append(program)
+        assert program.stdout is not None
+        assert program.stdout.readline() == "ready\n"
+        return program
+
+    yield start
+    for program in started:
+        if program.poll() is None:
+            os.killpg(program.pid, signal.SIGKILL)
+            program.communicate()
+
+
+def interrupt(program: subprocess.Popen[str]) -> tuple[int, int]:
+    """Press Ctrl-C, which all of the terminal's group hears; return its exit status and how many tracebacks it left."""
+    os.killpg(program.pid, signal.SIGINT)
+    _, said = program.communicate(timeout=PATIENCE)
+    assert "\nKeyboardInterrupt\n" in said, said
+    return program.returncode, said.count("Traceback (most recent call last)")
+
+
+@pytest.mark.parametrize("way", ["apply", "map", "imap", "get", "result", "join", "nothing", "many"])
+def test_a_program_that_is_interrupted_ends_with_one_traceback(
+    start_at_terminal: StartAtTerminal, start_method: str, way: str
+) -> None:
+    """Wherever it waits: its own. Workers say nothing."""
+    assert interrupt(start_at_terminal("ctrl_c.py", start_method, way)) == (-signal.SIGINT, 1)
+
+
+def test_a_second_interrupt_ends_a_program_at_once(start_at_terminal: StartAtTerminal) -> None:
+    """It would have waited for a worker that ignores SIGTERM."""
+    program = start_at_terminal("ctrl_c.py", "fork", "SIGTERM ignored")
+    assert program.stdout is not None
+    assert program.stdout.readline() == "ignoring\n"
+    os.killpg(program.pid, signal.SIGINT)
+    assert program.stdout.readline() == "terminating\n"
+    assert interrupt(program) == (-signal.SIGINT, 2)
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+def test_a_pool_that_is_interrupted_while_it_is_made_leaves_one_traceback(
+    start_at_terminal: StartAtTerminal, start_method: str
+) -> None:
+    """At many moments. A fork server is not looked at: it is the library's, and hears of it when it is started."""
+    for number in range(8):
+        program = start_at_terminal("ctrl_c.py", start_method, "start")
+        time.sleep(number / 200)  # any moment will do
+        assert interrupt(program) == (-signal.SIGINT, 1), number
 
 
 def test_streams_and_exit_hooks_of_workers_are_those_of_the_library(start_method: str) -> None:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from socket import (
     AF_UNIX,
@@ -38,7 +39,8 @@ from hypothesis import given, strategies as st
 
 import twins
 from forks import exit_code, fork_child, open_descriptors, run_in_child
-from pairpool import _framing
+from interruptions import Interrupted, Interruption
+from pairpool import _framing, _framing_py
 from pairpool.errors import FramingError
 from twins import PAIRS, TWINS
 
@@ -386,6 +388,31 @@ def test_await_message_sees_a_message_come(twin: ModuleType, sockets: Sockets) -
 
     assert twin.await_message(theirs, arrivals, 0, 1e12) == 1
     assert (arrivals[0][1][0], exit_code(pid)) == (b"late", 0)
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_an_interrupt_shows_no_error_of_the_socket(twin: ModuleType, reset: bool) -> None:
+    """Wherever it strikes: that there is nothing yet, or that the other side closed, is dealt with then."""
+    shown: list[BaseException | None] = []
+    for strike in count():
+        ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
+        with ours, theirs:
+            if reset:
+                ours.send(b"never read")
+                theirs.close()
+
+            def wait(sock: socket = ours) -> None:
+                try:
+                    twin.await_message(sock, deque(), None, 0.0)
+                except Interrupted as interrupt:
+                    shown.append(interrupt.__context__)
+                    raise
+
+            if not Interruption([strike]).watch(wait):
+                break
+
+    assert set(shown) <= {None}
+    assert len(shown) > 2 or twin is not _framing_py
 
 
 # --- Admission --------------------------------------------------------------------------------------------
