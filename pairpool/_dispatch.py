@@ -230,7 +230,7 @@ class Dispatcher(Exchange):
         self._callback_signal.set()
 
     def _run_callbacks(self) -> None:
-        while not (self.shutting and self.engine.wait_shut(0) and not self.callbacks):
+        while not (self.shutting and self.engine.is_shut and not self.callbacks):
             self._callback_signal.wait()
             try:
                 self.drain()
@@ -252,7 +252,7 @@ class Dispatcher(Exchange):
 
     def join(self) -> None:
         """Waits until workers and threads have ended."""
-        self.wait(lambda: self.shutting and self.engine.wait_shut(0), self.signals)
+        self.wait(lambda: self.shutting and self.engine.is_shut, self.signals)
         self._callback_signal.set()
         if threading.current_thread() is not self._callback_thread:
             self._callback_thread.join()

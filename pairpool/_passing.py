@@ -11,49 +11,46 @@ from __future__ import annotations
 
 import os
 import pickle
+import select
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from multiprocessing import context, reduction
-from typing import Any, Final, Self, cast
+from typing import Any, Self, cast
 
 Reducer = Callable[[Any], Any]
 
-_NOTHING: Final[Iterator[None]] = iter(())
+# Owns a descriptor of whatever kind: of the types written in C the one that closes it without a word when it is
+# collected. In a `__del__` of ours, which runs in the midst of a call, Python would swallow an interrupt.
+_Owner = select.epoll
 
 
 class OwnedDescriptors(tuple[int, ...]):  # noqa: SLOT001  (a tuple cannot have slots)
     """Duplicated descriptors, closed by `close()` or else with the last reference."""
 
-    _closing: Iterator[None] = _NOTHING
+    _owners: Sequence[_Owner] = ()
 
-    def __new__(cls, numbers: Iterable[int], closing: Iterator[None]) -> Self:
-        """Own these. Each step of `closing` closes one, and each of them once, whoever drives it."""
-        owned = super().__new__(cls, numbers)
-        owned._closing = closing
+    def __new__(cls, owners: Sequence[_Owner]) -> Self:
+        """Own the descriptors of these."""
+        owned = super().__new__(cls, (owner.fileno() for owner in owners))
+        owned._owners = owners
         return owned
 
     def close(self) -> None:
         """Close them. A second call does nothing."""
-        _exhaust(self._closing)
-
-    def __del__(self) -> None:
-        self.close()
+        _close_all(self._owners)
 
 
-def _exhaust(iterator: Iterator[None]) -> None:
-    """Drive an iterator to its end in one step, which no signal handler can split."""
-    deque(iterator, maxlen=0)
+def _close_all(owners: Iterable[_Owner]) -> None:
+    """Close descriptors in one step, which no signal handler can split."""
+    deque(map(_Owner.close, owners), maxlen=0)
 
 
 class Collector:
     """Takes duplicates of the descriptors in what is being pickled."""
 
-    _closing: Iterator[None] = _NOTHING  # for __del__, should __init__ be interrupted
-
     def __init__(self) -> None:
-        self._collected: list[int] = []
-        self._closing = map(os.close, self._collected)
+        self._collected: list[_Owner] = []
 
     def reduce(self, reducer: Reducer, obj: object) -> Any:
         """Run a registered reducer, so that the descriptors which it passes come here."""
@@ -70,23 +67,19 @@ class Collector:
         """Return the descriptors; they are the caller's from now on."""
         if not self._collected:
             return ()
-        # Until the last line both own them: an interrupt in between drops both, and that closes each once.
-        owned = OwnedDescriptors(self._collected, self._closing)
-        self._closing = _NOTHING
+        owned = OwnedDescriptors(self._collected)
+        self._collected = []
         return owned
 
     def close(self) -> None:
         """Close what was not taken."""
-        _exhaust(self._closing)
-
-    def __del__(self) -> None:
-        self.close()
+        _close_all(self._collected)
 
     # What `reduction.DupFd` calls.
 
     def duplicate_for_child(self, descriptor: int) -> int:
         # One operation: an interrupt cannot come between the duplicate and its record.
-        self._collected += map(os.dup, (descriptor,))
+        self._collected += map(_Owner.fromfd, map(os.dup, (descriptor,)))
         return len(self._collected) - 1
 
     def DupFd(self, index: int) -> PassedDescriptor:  # noqa: N802  (the stdlib's name)
@@ -106,19 +99,16 @@ class PassedDescriptor:
 class ArrivedDescriptor:
     """A descriptor that came with the pickle being loaded; closed where nobody detaches it."""
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+    def __init__(self, owner: _Owner) -> None:
+        self._owner = owner
 
     def detach(self) -> int:
-        """Return the descriptor, which is the caller's from now on."""
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor < 0:
+        """Return a duplicate of the descriptor, which is the caller's from now on, and close this one."""
+        if self._owner.closed:
             raise RuntimeError("the descriptor was detached before")
-        return descriptor
-
-    def __del__(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
+        duplicate = os.dup(self._owner.fileno())
+        self._owner.close()
+        return duplicate
 
 
 class _Arrivals(threading.local):
@@ -140,7 +130,7 @@ def loads(data: Any, descriptors: Sequence[int]) -> Any:
     if not descriptors:
         return pickle.loads(data)
     outer = _arrivals.waiting
-    _arrivals.waiting = tuple(map(ArrivedDescriptor, descriptors))
+    _arrivals.waiting = tuple(map(ArrivedDescriptor, map(_Owner.fromfd, descriptors)))
     try:
         return pickle.loads(data)
     finally:

@@ -14,7 +14,8 @@ Threads and locks
   time, so that messages stay in order and nothing is under way when a worker's end is digested.
 - `_pumper` is the one thread that pumps: two would take each other's kicks. It is looked at and set by operators with
   no call between them, where neither another thread nor a signal handler comes in. `pumpers` counts that thread's
-  pumps, each but the first in a signal handler or finalizer that interrupted the one before.
+  pumps, each but the first in a signal handler or finalizer that interrupted the one before. `_entered` counts who is
+  in `pump` at all: the last one to leave closes what a pool that has ended leaves.
 - Disarmed means: some caller is between disarming and the arming in his `finally`, which no exception can skip (one C
   call, straight after operators), and no other caller waited when he began. Armed too often costs a wake-up.
 - Nobody waits for `receiving` who has the dispatcher's lock: who has `receiving` may be struck by a handler that wants
@@ -120,6 +121,7 @@ class Pump:
         self.receiving = threading.RLock()
         self.pumpers = 0
         self._pumper = 0
+        self._entered = 0
         self._handlers = handlers
         self._wake = wake
         self._by_descriptor: dict[int, WorkerHandle] = {}  # by the number of its tasks channel
@@ -196,8 +198,9 @@ class Pump:
         """See `Engine.pump`."""
         channels, kick = self.channels, self._kick
         modify, me, deadline = self.outer.modify, get_ident(), Deadline(timeout)
-        watched.append(kick)
         nested = False
+        watched.append(kick)
+        self._entered += 1
         try:
             if self._stopped or (self._pumper and self._pumper != me):
                 self._watch_for_others()
@@ -215,13 +218,11 @@ class Pump:
                 self._pumper = me if nested else 0
                 kick.awake = 0
                 modify(channels, ARMED)
-        except (OSError, ValueError):
-            if not self._released:
-                raise  # else: the epolls are closed
         except BaseException:
             self._wake()  # a signal handler raised: what was received is digested by the I/O thread
             raise
         finally:
+            self._entered -= 1
             watched.remove(kick)
             self._close_if_left()
             if nested:
@@ -273,7 +274,7 @@ class Pump:
 
     def _close_if_left(self) -> None:
         """The last to leave closes. Twice does no harm."""
-        if self._released and not self.pumpers:
+        if self._released and not self._entered:
             self.close()
             self._kick.close()
 

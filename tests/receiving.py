@@ -231,7 +231,7 @@ class Carrier:
         if not self.receiver.all_of("shut"):
             self.engine.shut(kill=kill)
         self.receiver.until(lambda: bool(self.receiver.all_of("shut")))
-        assert self.engine.wait_shut(PATIENCE)
+        assert self.engine.is_shut
 
 
 class Scene:

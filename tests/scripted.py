@@ -303,7 +303,8 @@ class ScriptedEngine:
         """Note that it is over."""
         self.shut_down.append(kill)
 
-    def wait_shut(self, timeout: float | None = None) -> bool:
+    @property
+    def is_shut(self) -> bool:
         """Whether it is over."""
         return bool(self.shut_down)
 

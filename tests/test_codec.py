@@ -6,6 +6,7 @@ import json
 import math
 import operator
 import os
+import select
 import sys
 import types
 import weakref
@@ -236,7 +237,7 @@ class TestPayload:
 
     def test_close_closes_the_fallback(self) -> None:
         """Closing a payload closes the descriptors of both its forms."""
-        pairs = [OwnedDescriptors(pair, map(os.close, pair)) for pair in (os.pipe(), os.pipe())]
+        pairs = [OwnedDescriptors(list(map(select.epoll.fromfd, os.pipe()))) for _ in range(2)]
         Payload(b"", (), Payload(b"", descriptors=pairs[0]), pairs[1]).close()
 
         assert not any(is_open(descriptor) for pair in pairs for descriptor in pair)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import select
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from codec_things import Reducing, arrive, is_open
+from interruptions import Interruption
 from pairpool._codec import Encoder
 
 
@@ -160,3 +162,21 @@ class TestDescriptors:
             thread.join()
 
         assert failures == []
+
+    @pytest.mark.parametrize("passing", [False, True])
+    def test_an_interrupt_comes_out_wherever_it_strikes(
+        self, encoder: Encoder, pair: tuple[socket.socket, socket.socket], passing: bool
+    ) -> None:
+        """None is swallowed by a finalizer, while a call is pickled or dropped; and no descriptor is left."""
+        argument = pair[0] if passing else 0
+        before = os.listdir("/proc/self/fd")
+        for number in itertools.count():
+            # A function that is not known yet, by value.
+            interruption = Interruption([number])
+            struck = interruption.watch(lambda: encoder.call(lambda: before, (argument,), {}))
+            assert os.listdir("/proc/self/fd") == before
+            if not interruption.struck:
+                break
+            assert struck, interruption.struck
+
+        assert number > 100

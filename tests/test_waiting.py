@@ -6,15 +6,18 @@ midst of digesting.
 
 from __future__ import annotations
 
+import select
 import threading
 from _thread import get_ident
 from collections.abc import Callable
 from concurrent.futures import CancelledError
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 import pairpool
+from interruptions import Interrupted
 from pairpool import _dispatch, _framing, _pump
 from pairpool._waiting import Deadline
 from receiving import PATIENCE
@@ -362,3 +365,32 @@ def test_a_signal_that_is_too_early_for_a_sleep_is_seen_soon(
     result.wait()
     assert sleeps[0] == _pump.SETTLE
     assert sleeps[1] is None or sleeps[1] > _pump.SETTLE
+
+
+def test_an_interrupt_comes_out_where_the_pool_ends_meanwhile() -> None:
+    """The I/O thread may be through just as who pumped leaves, who then closes what they had in common."""
+    pump = _pump.Pump(cast("Any", SimpleNamespace(waiters=1)), lambda: None)
+    outer = pump.outer
+
+    class Ending:
+        """The I/O thread's epoll; when it is to look again that thread ends."""
+
+        def modify(self, channels: select.epoll, events: int) -> None:
+            if events:
+                pump.stop()
+                pump.release()
+            outer.modify(channels, events)
+
+        def close(self) -> None:
+            outer.close()
+
+    pump.outer = cast("Any", Ending())
+
+    def interrupt_once() -> bool:
+        if not outer.closed:
+            raise Interrupted
+        return True
+
+    with pytest.raises(Interrupted):
+        pump.pump(interrupt_once, [], None)
+    assert outer.closed

@@ -208,8 +208,9 @@ class Engine(Protocol):
     def shut(self, *, kill: bool) -> None:
         """Ends the engine: after its slots have ended, or, with `kill`, by ending them. Does not wait."""
 
-    def wait_shut(self, timeout: float | None = None) -> bool:
-        """Waits until nothing of the engine is left. False when `timeout` seconds were not enough."""
+    @property
+    def is_shut(self) -> bool:
+        """Whether nothing of the engine is left; `handlers.engine_shut()` is called when that has come."""
 
     def pump(self, ready: Callable[[], bool], watched: list[Settable], timeout: float | None) -> bool:
         """Receives and drains on the calling thread until `ready()` or `timeout`.

@@ -145,7 +145,8 @@ class InlineEngine:
 
     # -- any thread -------------------------------------------------------------------------------------------
 
-    def wait_shut(self, timeout: float | None = None) -> bool:
+    @property
+    def is_shut(self) -> bool:
         return self._shut
 
     def workers(self) -> list[Any]:

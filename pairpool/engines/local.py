@@ -80,7 +80,7 @@ class LocalEngine:
         self._end_by = Deadline(None)  # when they have to have ended
         self._oom_watch = OomWatch()
         self._orphaned = False  # the zygote has ended
-        self._finished = threading.Event()
+        self.is_shut = False
         self.signals: list[Settable] = []  # of those who wait for a worker to be forked
         self._unowned = deque(
             (None,)
@@ -257,9 +257,6 @@ class LocalEngine:
     def workers(self) -> list[Any]:
         return [handle for handle in list(self._handles.values()) if handle.is_alive()]
 
-    def wait_shut(self, timeout: float | None = None) -> bool:
-        return self._finished.wait(timeout)
-
     def pump(self, ready: Callable[[], bool], watched: list[Settable], timeout: float | None) -> bool:
         try:
             pumped = self._pump.pump(ready, watched, timeout)
@@ -428,7 +425,7 @@ class LocalEngine:
         self._shutting = True
         self._pump.stop()
         self._release()
-        self._finished.set()
+        self.is_shut = True
         self.handlers.engine_shut()
 
     def _release(self) -> None:

@@ -161,7 +161,7 @@ class ThreadEngine:
         self._started = 0
         self._shut = False
         self._abandons = False
-        self._finished = threading.Event()
+        self.is_shut = False
         self._watchman: threading.Thread | None = None
         self._watch_at: int | None = None
         self._watched_until: int | None = None  # it sleeps until then; None: for ever
@@ -258,13 +258,10 @@ class ThreadEngine:
 
     def _finish_when_left(self) -> None:
         busy = [slot for slot in list(self._slots.values()) if not (self._abandons and slot.runs)]
-        if self._shut and not busy and not self._finished.is_set():
-            self._finished.set()
+        if self._shut and not busy and not self.is_shut:
+            self.is_shut = True
             self._watch_signal.set()
             self.handlers.engine_shut()
-
-    def wait_shut(self, timeout: float | None = None) -> bool:
-        return self._finished.wait(timeout)
 
     def pump(self, ready: Callable[[], bool], watched: list[Settable], timeout: float | None) -> bool:
         return False
@@ -288,7 +285,7 @@ class ThreadEngine:
                 self._watch_signal.set()
 
     def _watch(self) -> None:
-        while not self._finished.is_set():
+        while not self.is_shut:
             self._watched_until = None  # who wants it to look earlier from now on finds this, and wakes it
             self._watched_until = watch_at = self._watch_at
             self._watch_signal.wait(None if watch_at is None else max(0.0, (watch_at - time.monotonic_ns()) / 1e9))
