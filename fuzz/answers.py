@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 from unittest.mock import patch
 
-from fuzz.memory import make_records, records_of
+from fuzz.memory import make_records
 from fuzz.messages import ACCEPTED, agreed, outcome, require
 from fuzz.source import ANY_BYTES, Source, build, damaged, message
 from pairpool import _framing, _framing_c, _framing_py, _handle
@@ -238,8 +238,6 @@ def _require_outcomes(outcomes: Outcomes) -> None:
     units, mode, buffers = outcomes.units, outcomes.mode, outcomes.buffers
     if mode == OutcomeMode.SEPARATE:
         sound = len(buffers) == 1 + units and len(buffers[0]) == units and all(s <= max(Status) for s in buffers[0])
-    elif mode == OutcomeMode.COMMITTED:
-        sound = len(buffers) == 1 and records_of(bytes(buffers[0]), units) is not None
     else:
         sound = mode == OutcomeMode.SHARED and len(buffers) == 1
     require(sound and units > 0, "outcomes that are accepted are sound", outcomes)

@@ -19,7 +19,7 @@ from pairpool._framing_py import CLAIM, MARK, PACKET_LIMIT, START, TAIL, UNIT_LI
 from pairpool._handle import WorkerHandle, _highest_in_records
 from pairpool._outbox import SIZE, WORD, Outbox
 from pairpool._packet import COMMITTED_HEAD, OutcomeMode, Status
-from pairpool._runner import read_committed
+from pairpool._record import read_committed
 from pairpool.engines import Outcomes
 
 # --- Records of an outbox -----------------------------------------------------------------------------------

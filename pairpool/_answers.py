@@ -16,10 +16,10 @@ from typing import Any
 
 from pairpool import errors
 from pairpool._core import Core
-from pairpool._jobs import Record
 from pairpool._pacing import ASLEEP
 from pairpool._packet import OutcomeMode, Status
 from pairpool._ranges import Range
+from pairpool._record import Record
 from pairpool._respawn import Respawn
 from pairpool._states import Packet, PacketEvent, Slot
 from pairpool.engines import Outcomes, SlotEnd

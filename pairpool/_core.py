@@ -68,8 +68,8 @@ class Core:
         self.limits = Limits(cast(Processes, engine.processes), self._terms_of, self._close_slot)
         self._max_memory = plan.max_memory_per_worker
         self._known: dict[int, set[int]] = {}  # by slot: definitions that its worker has confirmed
-        self._carried: dict[int, weakref.ref[Definition]] = {}  # definitions that workers may have
-        self._dropped: deque[int] = deque()  # those that are gone
+        self._carried: dict[int, weakref.KeyedRef[int, Definition]] = {}  # definitions that workers may have
+        self._dropped: deque[weakref.KeyedRef[int, Definition]] = deque()  # those that are gone
         self._failed_starts: set[int] = set()
         self.respawn = Respawn()
         self._collapsed = False  # a fault of ours ended everything
@@ -248,7 +248,7 @@ class Core:
         """Tells workers of definitions that are gone for good: no packet will name them again."""
         dropped = self._dropped
         while dropped:
-            ident = dropped[0]
+            ident = dropped[0].key
             for slot, known in self._known.items():
                 if ident in known:
                     self.engine.forget(slot, ident)

@@ -44,8 +44,9 @@ from pairpool import errors
 from pairpool._codec import Definition, DefinitionKind, Payload
 from pairpool._exchange import Exchange
 from pairpool._feeder import Feeder
-from pairpool._jobs import BatchJob, Call, Record
+from pairpool._jobs import BatchJob, Call
 from pairpool._packet import OutcomeMode, Status
+from pairpool._record import Record
 from pairpool._size import default_size
 from pairpool._terms import Retry, Terms
 from pairpool._waiting import Deadline, Settable, Signal, wake_all
@@ -168,8 +169,8 @@ class Dispatcher(Exchange):
         if definition is not None and definition.kind != DefinitionKind.NAMED:
             ident = definition.ident
             if ident not in self._carried:
-                # A finalizer: it only appends, and whoever drains next tells the workers.
-                self._carried[ident] = weakref.ref(definition, lambda _: self._dropped.append(ident))
+                # Whoever drains next tells the workers. A finalizer in C: in one of ours an interrupt is swallowed.
+                self._carried[ident] = weakref.KeyedRef(definition, self._dropped.append, ident)
 
     def terminate(self) -> None:
         """Ends everything at once; does not wait."""

@@ -20,6 +20,17 @@ T = TypeVar("T")
 _conditions = allocate_lock()  # guards the making of any future's Condition against its finishing without one
 
 
+class _ListOnDemand:
+    """An attribute of the standard library's that is a list, made when it is first asked for; it hardly ever is."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Any, owner: type) -> list[Any]:
+        made: list[Any] = instance.__dict__.setdefault(self._name, [])  # one, also where two threads ask at once
+        return made
+
+
 class Future(concurrent.futures.Future[T]):
     """The result of one `submit` (`concurrent.futures.Future`).
 
@@ -27,17 +38,25 @@ class Future(concurrent.futures.Future[T]):
     a fifth. Once there is one, the standard library's own methods change the state.
     """
 
+    _made: threading.Condition | None = None
+    _raw: tuple[int, Any] | None = None
+    _signals: list[Settable] | None = None
+    _state = "PENDING"
+    _result: T | None = None
+    _exception: BaseException | None = None
+    _waiters = _ListOnDemand()
+    _done_callbacks = _ListOnDemand()
+
     def __init__(self, dispatcher: Dispatcher, pool: object) -> None:
         self._dispatcher = dispatcher
         self._pool: Any = pool
-        self._made: threading.Condition | None = None
-        self._raw: tuple[int, Any] | None = None
-        self.signals: list[Settable] = []
-        self._state = "PENDING"
-        self._result: T | None = None
-        self._exception: BaseException | None = None
-        self._waiters: list[Any] = []
-        self._done_callbacks: list[Any] = []
+
+    @property
+    def signals(self) -> list[Settable]:
+        """Where whoever waits in here leaves a signal."""
+        if self._signals is None:
+            self._signals = []  # no other thread comes between: operators only
+        return self._signals
 
     @property
     def _condition(self) -> threading.Condition:  # type: ignore[override]  # there an attribute, made at once
@@ -91,8 +110,8 @@ class Future(concurrent.futures.Future[T]):
     def _leave(self) -> None:
         """It is done: whoever waits for it looks again. Idempotent."""
         self._pool = None
-        if self.signals:
-            wake_all(self.signals)
+        if self._signals:
+            wake_all(self._signals)
 
     # -- the caller's side -----------------------------------------------------------------------------------
 

@@ -254,8 +254,7 @@ class WorkerHandle:
             sound = len(payloads) == 1 + units and len(payloads[0]) == units
             highest = max(payloads[0], default=highest)
         else:
-            sound = mode == OutcomeMode.COMMITTED and len(payloads) == 1
-            highest = _highest_in_records(payloads[0], units)
+            sound = False
         if not sound or not units or highest > _LAST_STATUS:
             raise errors.FramingError("malformed outcomes")
         return Outcomes(self.slot, packet, mode, offset, units, took, payloads, highest == Status.AGAIN)

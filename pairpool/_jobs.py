@@ -18,45 +18,12 @@ from typing import Any, NamedTuple, Protocol
 from pairpool import _states, errors
 from pairpool._body import Body, pack_body, table, takes
 from pairpool._codec import Definition, DefinitionKind, Payload
-from pairpool._packet import TASKS_HEAD, Flag, Mode, OutcomeMode, Status
-from pairpool._runner import read_committed
+from pairpool._packet import TASKS_HEAD, Flag, Mode, Status
+from pairpool._record import Record
 from pairpool._terms import Terms, Tries
 
 _idents = itertools.count(1)
 _NONE_RIDE: frozenset[int] = frozenset()
-
-
-class Record(NamedTuple):
-    """Outcomes of consecutive units of a job."""
-
-    first: int
-    units: int
-    mode: int
-    buffers: Sequence[Any]
-
-    def outcomes(self) -> list[tuple[int, int, Any]]:
-        """Unit, Status and payload of each. For LOST the payload is the error itself."""
-        if self.mode == OutcomeMode.LOST:
-            return [(self.first + i, Status.ERROR, self.buffers[0]) for i in range(self.units)]
-        if self.mode == OutcomeMode.COMMITTED:
-            statuses, payloads = read_committed(self.buffers[0], self.units)
-        else:
-            statuses, payloads = self.buffers[0], list(self.buffers[1:])
-        return [(self.first + i, statuses[i], payloads[i]) for i in range(self.units)]
-
-    @staticmethod
-    def of(outcomes: Sequence[tuple[int, int, Any]]) -> tuple[Record, ...]:
-        """One of these outcomes of consecutive units; none where there is none."""
-        if not outcomes:
-            return ()
-        statuses = bytes([status for _, status, _ in outcomes])
-        payloads = [payload for _, _, payload in outcomes]
-        return (Record(outcomes[0][0], len(outcomes), OutcomeMode.SEPARATE, [statuses, *payloads]),)
-
-    def after(self, first: int) -> Record:
-        """The same without the units before `first`, which are not all."""
-        (record,) = Record.of(self.outcomes()[first - self.first :])
-        return record
 
 
 class Encoder(Protocol):

@@ -228,7 +228,8 @@ class KeptDefinitions(Generic[T]):
             return
         if len(self._entries) >= MOST_KEPT:
             self._entries.clear()
-        forget = functools.partial(_forget, weakref.ref(self), id(function))
+        # In C: an interrupt that struck in a function of ours would be swallowed, since finalizers call it.
+        forget = functools.partial(self._entries.pop, id(function))
         self._entries[id(function)] = weakref.ref(function, forget), guard, made
 
     def _guard(self, function: Any, pickler: SendingPickler | None, by_name: bool) -> Guard | None:
@@ -239,9 +240,3 @@ class KeptDefinitions(Generic[T]):
             module = sys.modules.get(str(function.__module__))
             return None if module is None else _ImportedGuard(module, function.__qualname__)
         return None if pickler is None else guard_value(self._ledger, pickler)
-
-
-def _forget(kept: weakref.ref[KeptDefinitions[Any]], key: int, _: object) -> None:
-    owner = kept()
-    if owner is not None:
-        owner._entries.pop(key, None)

@@ -26,11 +26,13 @@ from pairpool._packet import COMMITTED_HEAD
 
 SIZE = 128 * 1024  # bytes, the word included: some hundred outcomes of tiny units
 WORD = 8  # bytes
+HEAD_SIZE = COMMITTED_HEAD.size
 
 _PACKET_BITS, _UNIT_BITS, _BYTE_BITS = 20, 13, 18
 _PACKET_SHIFT = 2 * _UNIT_BITS + _BYTE_BITS
 _FIRST_SHIFT = _UNIT_BITS + _BYTE_BITS
 _COUNT_SHIFT = _BYTE_BITS
+_ONE_UNIT = 1 << _COUNT_SHIFT
 
 
 def _low(packet: int) -> int:
@@ -52,7 +54,11 @@ class Outbox:
             raise
         self._view = memoryview(self._map)
         self._word = self._view[:WORD].cast("Q")
-        self._packet = self._first = self._count = self._used = 0
+        self._packet = self._first = 0
+        self._statuses = bytearray()  # of what is committed, and its payloads, for the message
+        self._payloads: list[bytes] = []
+        self._stop = WORD  # of the records
+        self._committed = 0  # the word
         _descriptors.register(self)
 
     @classmethod
@@ -97,36 +103,34 @@ class Outbox:
 
     def begin(self, packet: int, first: int = 0) -> None:
         """What follows are outcomes of `packet` from unit `first` on."""
-        self._packet, self._first, self._count, self._used = _low(packet), first, 0, 0
-        self._commit()
+        self._packet, self._first = _low(packet), first
+        self._forget()
 
     def append(self, status: int, data: bytes) -> bool:
         """Commits the outcome of the next unit; False where there is no room for it."""
-        start = WORD + self._used
-        stop = start + COMMITTED_HEAD.size + len(data)
+        start, size = self._stop, HEAD_SIZE + len(data)
+        stop = start + size
         if stop > SIZE:
             return False
-        COMMITTED_HEAD.pack_into(self._view, start, len(data), status)
-        self._view[start + COMMITTED_HEAD.size : stop] = data
-        self._used = stop - WORD
-        self._count += 1
-        self._commit()
+        self._view[start:stop] = COMMITTED_HEAD.pack(len(data), status) + data
+        self._stop = stop
+        self._statuses.append(status)
+        self._payloads.append(data)
+        self._committed = self._word[0] = self._committed + _ONE_UNIT + size
         return True
 
-    def take(self) -> tuple[int, int, memoryview]:
-        """First unit, number of units and records of what is committed and was not cleared."""
-        return self._first, self._count, self._view[WORD : WORD + self._used]
+    def take(self) -> tuple[int, bytes, list[bytes]]:
+        """First unit, statuses and payloads of what is committed and was not cleared."""
+        return self._first, bytes(self._statuses), self._payloads
 
     def clear(self) -> None:
         """What was committed has been sent."""
-        self._first += self._count
-        self._count = self._used = 0
-        self._commit()
+        self._first += len(self._payloads)
+        self._forget()
 
-    def _commit(self) -> None:
-        self._word[0] = (
-            self._packet << _PACKET_SHIFT | self._first << _FIRST_SHIFT | self._count << _COUNT_SHIFT | self._used
-        )
+    def _forget(self) -> None:
+        self._statuses, self._payloads, self._stop = bytearray(), [], WORD
+        self._committed = self._word[0] = self._packet << _PACKET_SHIFT | self._first << _FIRST_SHIFT
 
     # -- the parent's side -----------------------------------------------------------------------------------
 

@@ -17,7 +17,6 @@ Outcomes (Kind.OUTCOMES, ident = number of the packet)
     [0]  OUTCOMES_HEAD: mode, first unit (counted within the packet), units, nanoseconds they took
     [..] OutcomeMode.SHARED: one payload, a list of all values
          OutcomeMode.SEPARATE: one Status byte a unit, then one payload a unit
-         OutcomeMode.COMMITTED: records, each COMMITTED_HEAD and its payload, as they lie in the worker's page
 """
 
 from __future__ import annotations
@@ -66,8 +65,8 @@ class Flag:
 class OutcomeMode(IntEnum):
     SHARED = 0
     SEPARATE = 1
-    COMMITTED = 2
-    LOST = 3  # never sent: the dispatcher's own word for units whose worker died
+    COMMITTED = 2  # never sent: records that lie in a worker's outbox, each COMMITTED_HEAD and its payload
+    LOST = 3  # nor this: the dispatcher's own word for units whose worker died
 
 
 class Status(IntEnum):

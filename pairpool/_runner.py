@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from pairpool._packet import (
-    COMMITTED_HEAD,
     DEFINITION_HEAD,
     OUTCOMES_HEAD,
     TASKS_HEAD,
@@ -68,8 +67,8 @@ class Outbox(Protocol):
     def append(self, status: int, data: Any) -> bool:
         """False where there is no room."""
 
-    def take(self) -> tuple[int, int, Any]:
-        """First unit, number of units and records of what is committed and not yet sent."""
+    def take(self) -> tuple[int, bytes, list[Any]]:
+        """First unit, statuses and payloads of what is committed and not yet sent."""
 
     def clear(self) -> None: ...
 
@@ -214,14 +213,26 @@ class Runner:
     def _run_committing(self, ident: int, packet: _Packet, outbox: Outbox, started: int) -> None:
         """Runs unit by unit and commits each outcome before the next is claimed."""
         outbox.begin(ident)
-        claim, look = self._page.claim, self._look
-        while (unit := claim()) >= 0:
-            status, payload = packet.outcome(unit)
-            if len(payload) > LONGEST_COMMIT or not outbox.append(status, payload):
+        claim, look, append = self._page.claim, self._look, outbox.append
+        encode_value = self._codec.encode_value
+        unit = claim()
+        direct = packet.direct() if unit >= 0 else None
+        function, items = direct or (None, ())
+        while unit >= 0:
+            if function is None:
+                status, payload = packet.outcome(unit)
+            else:
+                try:
+                    status, payload = Status.OK, encode_value(function(items[unit]))
+                except BaseException as error:
+                    status, payload = packet.failure(unit, error)
+                    function = None  # `outcome` knows what follows from an error
+            if len(payload) > LONGEST_COMMIT or not append(status, payload):
                 started = self._send_apart(ident, outbox, started, unit, status, payload)
             if look is not None:
                 del payload
                 look()
+            unit = claim()
         self._send_committed(ident, outbox, time.monotonic_ns() - started)
 
     def _send_apart(self, ident: int, outbox: Outbox, started: int, unit: int, status: int, payload: Any) -> int:
@@ -235,10 +246,10 @@ class Runner:
         return now
 
     def _send_committed(self, ident: int, outbox: Outbox, took: int) -> None:
-        first, count, records = outbox.take()
-        if count:
-            head = OUTCOMES_HEAD.pack(OutcomeMode.COMMITTED, first, count, took)
-            self._send(Kind.OUTCOMES, ident, [head, records])
+        first, statuses, payloads = outbox.take()
+        if payloads:
+            head = OUTCOMES_HEAD.pack(OutcomeMode.SEPARATE, first, len(payloads), took)
+            self._send(Kind.OUTCOMES, ident, [head, statuses, *payloads])
             # Only now: had the worker died in between, the parent would know them from the outbox.
             outbox.clear()
 
@@ -273,27 +284,26 @@ class _Packet:
 
     def run_all(self, claim: Callable[[], int], values: list[Any], failures: dict[int, tuple[int, Any]]) -> None:
         """Appends one value for each unit that can be claimed; `failures` says which are none."""
-        codec = self._runner._codec
-        special = self._flags & (Flag.STAR | Flag.INTERRUPTED)
-        if self._mode == Mode.SHARED and not special and self._runner.keeps(self._definition):
-            # The one hot loop: items so small and quick that one more call for each would double their cost.
-            unit = claim()
+        unit = claim()
+        direct = self.direct() if unit >= 0 else None
+        if direct is not None:
+            function, items = direct
+            # Items so small and quick that one more call for each would double their cost.
             try:
-                if unit >= 0:
-                    function = self._runner.function(self._definition)
-                    items = codec.loads(self._payloads[0], ())
                 while unit >= 0:
                     values.append(function(items[unit]))
                     unit = claim()
                 return
             except BaseException as error:
-                failures[unit] = self._failure(unit, error)
+                failures[unit] = self.failure(unit, error)
                 values.append(None)
+                unit = claim()
         gate = self._runner.gate
-        while (unit := claim()) >= 0:
+        while unit >= 0:
             if unit < self._skip_to or self._is_nothing(unit):
                 failures[unit] = (Status.SKIPPED, b"")
                 values.append(None)
+                unit = claim()
                 continue
             try:
                 gate.armed = True
@@ -303,9 +313,24 @@ class _Packet:
                 gate.armed = False
             except BaseException as error:
                 gate.armed = False
-                failures[unit] = self._failure(unit, error)
+                failures[unit] = self.failure(unit, error)
                 value = None
             values.append(value)
+            unit = claim()
+
+    def direct(self) -> tuple[Callable[..., Any], Sequence[Any]] | None:
+        """The function and the items, where a unit is no more than a call of the one with one of the others.
+
+        None also where they cannot be loaded: whoever runs the units one by one meets the error in each.
+        """
+        runner = self._runner
+        special = self._flags & (Flag.STAR | Flag.INTERRUPTED)
+        if self._mode != Mode.SHARED or special or not runner.keeps(self._definition):
+            return None
+        try:
+            return runner.function(self._definition), runner._codec.loads(self._payloads[0], ())
+        except BaseException:
+            return None
 
     def outcome(self, unit: int) -> tuple[int, Any]:
         """Runs one unit and encodes how it ended."""
@@ -321,9 +346,9 @@ class _Packet:
             return Status.OK, self._runner._codec.encode_value(value)
         except BaseException as error:
             gate.armed = False
-            return self._failure(unit, error)
+            return self.failure(unit, error)
 
-    def _failure(self, unit: int, error: BaseException) -> tuple[int, Any]:
+    def failure(self, unit: int, error: BaseException) -> tuple[int, Any]:
         payload = self._runner._codec.encode_error(error)
         if self.filters and self._is_worth_a_try(unit, error):
             return Status.AGAIN, payload
@@ -389,18 +414,3 @@ def _deal(descriptors: tuple[int, ...], numbers: bytes) -> list[tuple[int, ...]]
         shares.append(descriptors[at : at + number])
         at += number
     return shares
-
-
-def read_committed(records: Any, count: int) -> tuple[bytes, list[memoryview]]:
-    """Statuses and payloads of `count` records written to an outbox."""
-    view = memoryview(records)
-    statuses = bytearray(count)
-    payloads: list[memoryview] = []
-    at = 0
-    for unit in range(count):
-        length, status = COMMITTED_HEAD.unpack_from(view, at)
-        at += COMMITTED_HEAD.size
-        payloads.append(view[at : at + length])
-        statuses[unit] = status
-        at += length
-    return bytes(statuses), payloads

@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing.pool as stdlib
 from collections import deque
 from collections.abc import Callable, Generator
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from pairpool import errors
@@ -43,18 +44,52 @@ def load(loading: Callable[..., Any], *args: Any) -> Outcome:
         return False, error
 
 
+def decode_all(dispatcher: Dispatcher, record: Record) -> list[Outcome]:
+    """What each outcome of a record is for an iterator."""
+    statuses, payloads = record.parts()
+    decoded: list[Outcome] = []
+    if not any(statuses):
+        try:
+            decoded += zip(repeat(True), map(dispatcher.encoder.decode_value, payloads))
+        except BaseException as error:
+            if came_from_handler(error):
+                raise
+            decoded.append(_failed(error))
+    # What is left after an error. (One that raises StopIteration when it is loaded is loaded twice: it ends map().)
+    for at in range(len(decoded), record.units):
+        succeeded, value = decode(dispatcher, statuses[at], payloads[at])
+        decoded.append((True, value) if succeeded else _failed(value))
+    return decoded
+
+
+def _failed(error: BaseException) -> Outcome:
+    # As out of a generator (PEP 479): it would end the loop over the results, and those after it would be lost.
+    if isinstance(error, StopIteration):
+        stop, error = error, RuntimeError("a task raised StopIteration")
+        error.__cause__ = stop
+    return False, error
+
+
 class _Result:
     """Something that becomes ready once, after its callbacks have run."""
+
+    _settled = False  # every outcome is there
+    _done = False  # and callbacks have run
+    _outcome: Outcome | None = None
+    _signals: list[Settable] | None = None
 
     def __init__(self, dispatcher: Dispatcher, pool: object, callback: Any, error_callback: Any) -> None:
         self._dispatcher = dispatcher
         self._pool: Any = pool
         self._callback = callback
         self._error_callback = error_callback
-        self._settled = False  # every outcome is there
-        self._done = False  # and callbacks have run
-        self._outcome: Outcome | None = None
-        self.signals: list[Settable] = []
+
+    @property
+    def signals(self) -> list[Settable]:
+        """Where whoever waits leaves a signal. Made on demand: most results are there before anybody waits."""
+        if self._signals is None:
+            self._signals = []  # no other thread comes between: operators only
+        return self._signals
 
     def _decode(self) -> Outcome:
         raise NotImplementedError
@@ -95,15 +130,19 @@ class _Result:
         self._settled = True
         self._done = True
         self._pool = None
-        if self.signals:
-            wake_all(self.signals)
+        if self._signals:
+            wake_all(self._signals)
 
     def outcome(self) -> Outcome:
         """Decodes on first use; always the same objects afterwards, also where two threads ask at once."""
         outcome = self._outcome
         if outcome is None:
-            outcome = self.__dict__.setdefault("_decoded", self._decode())
-            self._outcome = outcome
+            outcome = self._decode()
+            # commit: operators only, so no other thread comes between
+            if self._outcome is None:
+                self._outcome = outcome
+
+            outcome = self._outcome
             self._drop_payloads()
         return outcome
 
@@ -153,9 +192,8 @@ class AsyncResult(_Result, stdlib.ApplyResult):  # type: ignore[type-arg]
         self._settle()
 
     def _decode(self) -> Outcome:
-        raw = self._raw
-        assert raw is not None
-        return decode(self._dispatcher, *raw)
+        assert self._raw is not None
+        return decode(self._dispatcher, *self._raw)
 
     def _succeeded(self) -> bool:
         return self._raw is not None and self._raw[0] == Status.OK
@@ -261,9 +299,10 @@ class IMapIterator(stdlib.IMapIterator, Generic[T]):  # type: ignore[type-arg]
     def __init__(self, dispatcher: Dispatcher, pool: object) -> None:
         self._dispatcher = dispatcher
         self._pool: Any = pool
-        self._ready: dict[int, tuple[int, Any]] = {}  # by the place in which they are handed out
+        self._records: dict[int, Record] = {}  # not decoded yet, by the place of their first outcome
         self._arrived = 0  # outcomes
-        self._next = 0  # outcomes taken, and the place of the next
+        self._place = 0  # of the first outcome that is not decoded
+        self._news: deque[Outcome] = deque()  # decoded
         self._length: int | None = None  # units in all, once known
         self._failed: BaseException | None = None
         self.signals: list[Settable] = []
@@ -272,16 +311,12 @@ class IMapIterator(stdlib.IMapIterator, Generic[T]):  # type: ignore[type-arg]
     def take(self, record: Record, records: deque[Record]) -> int | None:
         job = self.job
         assert job is not None
-        outcomes = []
-        for unit, status, payload in record.outcomes():
-            if status == Status.SKIPPED and unit in job.failures:
-                status, payload = Status.ERROR, job.failures[unit]
-            outcomes.append((status, payload))
-        arrived = dict(enumerate(outcomes, record.first if self._ordered else self._arrived))
-        mine, number = self._ready, len(outcomes)
+        if job.failures:
+            record = record.with_failures(job.failures)
+        mine, place, units = self._records, record.first if self._ordered else self._arrived, record.units
         # commit
-        mine |= arrived
-        self._arrived += number
+        mine[place] = record
+        self._arrived += units
         del records[0]
         return None
 
@@ -300,44 +335,50 @@ class IMapIterator(stdlib.IMapIterator, Generic[T]):  # type: ignore[type-arg]
         self.progress()
 
     def _has_news(self) -> bool:
-        return self._next in self._ready or self._next == self._length or self._failed is not None
+        place = self._place
+        return bool(self._news) or place in self._records or place == self._length or self._failed is not None
 
     def next(self, timeout: float | None = None) -> T:
         """The next result; raises `pairpool.TimeoutError` where it is not there after `timeout` seconds.
 
-        A task's StopIteration comes as a RuntimeError, as out of a generator (PEP 479): it would end the loop over
-        the results, and those after it would be lost.
+        A task's StopIteration comes as a RuntimeError, as out of a generator (PEP 479).
         """
-        deadline: Deadline | None = None
-        mine = False
-        while not mine:
-            place, ready = self._next, self._ready
-            raw = ready.get(place)
-            if raw is None:
-                if place != self._next:
-                    continue  # another thread took it
-                if place == self._length:
-                    raise StopIteration from None
-                if self._failed is not None:
-                    raise self._failed
-                if deadline is None:
-                    deadline = Deadline(timeout)
-                elif deadline.passed():
-                    raise errors.TimeoutError from None
-                self._dispatcher.wait(self._has_news, self.signals, deadline.remaining())
-                continue
-            succeeded, value = decode(self._dispatcher, *raw)
-            if not succeeded and isinstance(value, StopIteration):
-                stop, value = value, RuntimeError("a task raised StopIteration")
-                value.__cause__ = stop
-            # commit: nothing is lost where an interrupt strikes before, nor told twice where it strikes after
-            mine = place in ready
-            if mine:
-                del ready[place]
-                self._next = place + 1
+        news = self._news
+        if not news:
+            deadline = Deadline(timeout)
+            while not news:
+                self._look_for_news(deadline)
+        # commit: operators only, so no other thread takes it, too, and no interrupt loses it
+        outcome = news[0]
+        del news[0]
+
+        succeeded, value = outcome
         if succeeded:
             return value  # type: ignore[no-any-return]
         raise value
+
+    def _look_for_news(self, deadline: Deadline) -> None:
+        """Decodes the record that is next; waits for it where it is not there. Another thread may be quicker."""
+        place, records, news = self._place, self._records, self._news
+        record = records.get(place)
+        if record is None:
+            if news or place != self._place:
+                return
+            if place == self._length:
+                raise StopIteration from None
+            if self._failed is not None:
+                raise self._failed
+            if deadline.passed():
+                raise errors.TimeoutError from None
+            self._dispatcher.wait(self._has_news, self.signals, deadline.remaining())
+            return
+        decoded = decode_all(self._dispatcher, record)
+        after = place + record.units
+        # commit: nothing is lost where an interrupt strikes before, nor told twice where it strikes after
+        if place in records:
+            del records[place]
+            self._place = after
+            news += decoded
 
     __next__ = next
 

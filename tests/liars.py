@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 from pairpool import _channel, _framing
+from pairpool._outbox import _ONE_UNIT, WORD
 from pairpool._packet import COMMITTED_HEAD, OUTCOMES_HEAD, Kind, OutcomeMode, Status
 from pairpool._worker import Worker
 
@@ -74,12 +75,17 @@ def _record(status: int, payload: bytes) -> bytes:
     return COMMITTED_HEAD.pack(len(payload), status) + payload
 
 
-def _garble_outbox(worker: Worker, packet: int) -> None:
-    outbox: Any = worker._runner._outbox
-    outbox.begin(packet)
-    outbox._count, outbox._used = 1, 3
-    outbox._commit()
-    os.kill(os.getpid(), signal.SIGKILL)
+def _leave(units: int, records: bytes) -> Callable[[Worker, int], None]:
+    """Tells of so many units with these records in the outbox, and dies."""
+
+    def leave(worker: Worker, packet: int) -> None:
+        outbox: Any = worker._runner._outbox
+        outbox.begin(packet)
+        outbox._view[WORD : WORD + len(records)] = records
+        outbox._word[0] += units * _ONE_UNIT + len(records)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    return leave
 
 
 SEPARATE, SHARED, COMMITTED = OutcomeMode.SEPARATE, OutcomeMode.SHARED, OutcomeMode.COMMITTED
@@ -108,20 +114,21 @@ LIES: dict[str, Callable[[Worker, int], None]] = {
     "more statuses than units": _outcomes(SEPARATE, 0, 1, b"\0\0", NONE),
     "a status that there is not": _outcomes(SEPARATE, 0, 1, bytes([max(Status) + 1]), NONE),
     "another try that nobody asked for": _outcomes(SEPARATE, 0, 1, bytes([Status.AGAIN]), NONE),
-    "another try that nobody asked for, in a record": _outcomes(COMMITTED, 0, 1, _record(Status.AGAIN, NONE)),
+    "another try that nobody asked for, in a record": _leave(1, _record(Status.AGAIN, NONE)),
     "a shared payload of what is awaited one by one": _outcomes(SHARED, 0, 1, NONE),
     "two shared payloads": _outcomes(SHARED, 0, 1, NONE, NONE),
-    "records cut off": _outcomes(COMMITTED, 0, 1, _record(Status.OK, NONE)[:-1]),
-    "records that go on": _outcomes(COMMITTED, 0, 1, _record(Status.OK, NONE) + b"more"),
-    "fewer records than units": _outcomes(COMMITTED, 0, 2, _record(Status.OK, NONE)),
-    "a record with a status that there is not": _outcomes(COMMITTED, 0, 1, _record(77, NONE)),
+    "records in a message": _outcomes(COMMITTED, 0, 1, _record(Status.OK, NONE)),
+    "records cut off": _leave(1, _record(Status.OK, NONE)[:-1]),
+    "records that go on": _leave(1, _record(Status.OK, NONE) + b"more"),
+    "fewer records than units": _leave(2, _record(Status.OK, NONE)),
+    "a record with a status that there is not": _leave(1, _record(77, NONE)),
     "a refusal of what it need not have": _message(Kind.REFUSED, b"\0\0"),
     "a refusal of nothing": _message(Kind.REFUSED, b""),
     "half a refusal": _message(Kind.REFUSED, b"\0\0\0"),
     "a refusal without a word": _message(Kind.REFUSED),
     "a spilled message without its memfd": _spill(),
     "a spilled message in what is no memfd": _spill(0),
-    "an outbox that is garbled": _garble_outbox,
+    "an outbox that is garbled": _leave(1, b"abc"),
 }
 
 

@@ -17,8 +17,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pairpool._jobs import BatchJob, Record
+from pairpool._jobs import BatchJob
 from pairpool._packet import OutcomeMode, Status
+from pairpool._record import Record
 from pairpool._waiting import Deadline, Settable, Signal, wake_all
 from pairpool.engines import Engine, Event, Outcomes, SlotEnd, WorkerPlan
 

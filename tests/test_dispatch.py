@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 import tasks
-from interruptions import Interrupted
+from interruptions import Interrupted, Interruption
 from pairpool import results as results_module
+from pairpool._codec import Definition, DefinitionKind, Payload
 from pairpool._future import Future
 from pairpool._states import SlotState
 from pairpool._waiting import Signal
@@ -53,14 +54,14 @@ def test_threads_that_share_an_iterator_share_its_results(
     iterator = stage.batch(kind(stage.dispatcher, None), range(1, 6))
     stage.run()
     taken_by_another: list[Any] = []
-    decode = results_module.decode
+    decode_all = results_module.decode_all
 
     def decode_while_another_takes(*raw: Any) -> Any:
-        monkeypatch.setattr(results_module, "decode", decode)
+        monkeypatch.setattr(results_module, "decode_all", decode_all)
         taken_by_another.append(iterator.next(0))
-        return decode(*raw)
+        return decode_all(*raw)
 
-    monkeypatch.setattr(results_module, "decode", decode_while_another_takes)
+    monkeypatch.setattr(results_module, "decode_all", decode_while_another_takes)
     taken = [iterator.next(0)]
     assert sorted(taken_by_another + taken + list(iterator)) == [2, 4, 6, 8, 10]
     assert len(taken_by_another) == 1
@@ -84,6 +85,20 @@ def test_a_task_that_raises_stop_iteration_does_not_end_the_loop(stage: Stage) -
     assert list(iterator) == [3]
 
 
+# -- Definitions -----------------------------------------------------------------------------------
+
+
+def test_no_interrupt_strikes_where_a_definition_is_dropped(stage: Stage) -> None:
+    """Python would swallow it in a finalizer; and workers would not be told."""
+    dispatcher = stage.dispatcher
+    definitions = [Definition(1 << 60, DefinitionKind.BY_VALUE, Payload(b""))]
+    dispatcher._watch_definition(definitions[0])
+    interruption = Interruption()
+    interruption.watch(definitions.clear)
+    assert interruption.passed == []
+    assert [reference.key for reference in dispatcher._dropped] == [1 << 60]
+
+
 # -- Waiting ---------------------------------------------------------------------------------------
 
 
@@ -105,7 +120,7 @@ def test_every_waiter_is_woken(stage: Stage, make: Any) -> None:
     """Of several threads that wait for one result each is woken, also where the first leaves meanwhile."""
     result = make(stage)
     waiters = [Leaving(result.signals) for _ in range(3)]
-    result.signals += waiters
+    result.signals.extend(waiters)
     stage.call(result, 1)
     stage.run()
     assert [waiter.was_set for waiter in waiters] == [True] * 3

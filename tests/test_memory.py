@@ -104,8 +104,8 @@ def test_it_is_looked_after_each_unit_that_is_committed() -> None:
             steps.append(data)
             return True
 
-        def take(self) -> tuple[int, int, Any]:
-            return 0, 0, b""
+        def take(self) -> tuple[int, bytes, list[Any]]:
+            return 0, b"", []
 
     class Codec(ObjectCodec):
         def encode_value(self, value: Any) -> Any:
