@@ -237,7 +237,7 @@ def check_answer(answer: Answer) -> str:
 def _require_outcomes(outcomes: Outcomes) -> None:
     units, mode, buffers = outcomes.units, outcomes.mode, outcomes.buffers
     if mode == OutcomeMode.SEPARATE:
-        sound = len(buffers) == 1 + units and len(buffers[0]) == units and all(s <= max(Status) for s in buffers[0])
+        sound = len(buffers) == 1 + units and len(buffers[0]) == units and all(s <= Status.LAST for s in buffers[0])
     else:
         sound = mode == OutcomeMode.SHARED and len(buffers) == 1
     require(sound and units > 0, "outcomes that are accepted are sound", outcomes)

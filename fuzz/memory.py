@@ -63,7 +63,7 @@ def records_of(data: bytes, units: int) -> tuple[bytes, list[bytes]] | None:
     statuses, payloads = [], []
     while data:
         length, status, rest = int.from_bytes(data[:4], "little"), data[4:5], data[5:]
-        if not status or status[0] > max(Status) or length > len(rest):
+        if not status or status[0] > Status.LAST or length > len(rest):
             return None
         statuses.append(status)
         payloads.append(rest[:length])
@@ -76,7 +76,7 @@ def check_records(records: Records) -> str:
     expected = records_of(*records)
     highest = outcome(_highest_in_records, memoryview(records.data), records.units)
     if expected is None:
-        require(highest > max(Status), "unsound records are told by a status that there is not", highest)
+        require(highest > Status.LAST, "unsound records are told by a status that there is not", highest)
         return "unsound"
     require(highest == max(expected[0], default=0), "of sound records the highest status is told", highest)
     read = outcome(read_committed, records.data, records.units)

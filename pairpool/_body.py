@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 from pairpool._codec import Payload
 from pairpool._packet import DEFINITION_HEAD, TASKS_HEAD, Flag, Mode
@@ -12,6 +12,8 @@ from pairpool._packet import DEFINITION_HEAD, TASKS_HEAD, Flag, Mode
 if TYPE_CHECKING:
     from pairpool._jobs import Encoder
 
+BUFFER_ROOM = 24  # bytes of a packet's room for each buffer, besides what is in it
+ONLY_BYTES = frozenset([bytes])
 DESCRIPTOR_ROOM = 128  # bytes of a packet's room for each descriptor: the kernel lets one message carry 253
 
 
@@ -27,10 +29,28 @@ class Body(NamedTuple):
     limit: int = 0  # ns that the unit with the least time may take; 0: none has a limit
 
 
-def takes(payload: Payload) -> int:
+def takes(payload: Payload | bytes) -> int:
     """What a payload takes of a packet's room."""
-    size = len(payload.data) + 24 if isinstance(payload.data, bytes) else 0
+    if isinstance(payload, bytes):
+        return len(payload) + BUFFER_ROOM
+    size = len(payload.data) + BUFFER_ROOM if isinstance(payload.data, bytes) else 0
     return size + DESCRIPTOR_ROOM * len(payload.descriptors)
+
+
+def are_bytes(payloads: Sequence[Payload | bytes]) -> TypeGuard[Sequence[bytes]]:
+    """Whether there is nothing about these payloads to be seen to."""
+    return ONLY_BYTES.issuperset(map(type, payloads))
+
+
+def fitting(payloads: Sequence[Payload | bytes], room: int) -> Sequence[Payload | bytes]:
+    """The first of these payloads that fit into a packet together; one in any case."""
+    if are_bytes(payloads) and sum(map(len, payloads)) + BUFFER_ROOM * len(payloads) <= room:
+        return payloads  # one by one it would take ten times as long to find out
+    for number, payload in enumerate(payloads):
+        room -= takes(payload)
+        if room < 0 and number:
+            return payloads[:number]
+    return payloads
 
 
 def table(idents: Sequence[int]) -> bytes:
@@ -47,7 +67,7 @@ def pack_body(
     first: int,
     definitions: Any,
     tables: list[Any],
-    payloads: Sequence[Payload | None],
+    payloads: Sequence[Payload | bytes],
     count: int | None = None,
     filters: Sequence[int] = (),
     limit_ns: int = 0,
@@ -57,18 +77,15 @@ def pack_body(
     count = len(payloads) if count is None else count
     needs: tuple[Any, ...] = ()
     descriptors: tuple[int, ...] = ()
-    for carried in definitions:
-        needs += carried.payload.needs
-        descriptors += carried.payload.descriptors
-    for payload in payloads:
-        if payload is not None and (payload.needs or payload.descriptors):
-            needs += payload.needs
-            descriptors += payload.descriptors
+    special = [] if are_bytes(payloads) else [payload for payload in payloads if isinstance(payload, Payload)]
+    for payload in [*[carried.payload for carried in definitions], *special]:
+        needs += payload.needs
+        descriptors += payload.descriptors
     buffers: list[Any] = [b""]
     if descriptors:
         flags |= Flag.DESCRIPTORS
         shares = [len(carried.payload.descriptors) for carried in definitions]
-        shares += [len(payload.descriptors) if payload is not None else 0 for payload in payloads]
+        shares += [len(payload.descriptors) if isinstance(payload, Payload) else 0 for payload in payloads]
         buffers.append(struct.pack(f"<{len(shares)}H", *shares))
     if needs:
         flags |= Flag.NEEDS
@@ -83,7 +100,7 @@ def pack_body(
         flags |= Flag.RETRIES
         buffers.append(table(filters))
     buffers += tables
-    buffers += [encoder.nothing if payload is None else payload.data for payload in payloads]
+    buffers += [each.data if isinstance(each, Payload) else each for each in payloads] if special else payloads
     buffers[0] = TASKS_HEAD.pack(mode, flags, len(definitions), count, chunk, definition, first)
     return Body(
         count, buffers, descriptors, frozenset(carried.ident for carried in definitions), needs, retries, limit_ns

@@ -38,7 +38,7 @@ from pairpool._kept import KeptDefinitions
 from pairpool._ledger import Ledger, Need, Witness
 from pairpool._parcels import ClassParcels
 from pairpool._passing import Collector, OwnedDescriptors, Reducer
-from pairpool._plain import PROTOCOL, PlainPickler
+from pairpool._plain import GLOBAL, MAIN, PROTOCOL, PlainPickler
 from pairpool._remote_errors import decode_error, encode_error, safe_repr
 from pairpool._returning import dumps_return
 
@@ -56,7 +56,6 @@ __all__ = [
     "encode_result",
 ]
 
-_GLOBAL: Final = pickle.STACK_GLOBAL
 _GLOBAL_END: Final = pickle.STACK_GLOBAL + pickle.MEMOIZE + pickle.STOP
 """How the pickle of a name ends."""
 
@@ -84,7 +83,7 @@ class DefinitionKind(enum.IntEnum):
 # Not frozen, though nobody changes one: a frozen dataclass takes four times as long to make.
 @dataclass(slots=True, eq=False)
 class Payload:
-    """Pickled bytes, and what they need to be unpickled."""
+    """Pickled bytes, and what they need to be unpickled. Where that is nothing, bytes take its place."""
 
     data: Any
     """Bytes; where workers share memory with the caller (_objects.py), the object itself."""
@@ -148,7 +147,7 @@ class Encoder:
 
     def call(
         self, function: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]
-    ) -> tuple[Definition | None, Payload]:
+    ) -> tuple[Definition | None, Payload | bytes]:
         """Return what one call sends: the callable apart, or with the arguments if it carries an object."""
         definition = self._kept.find(function)
         if definition is None:
@@ -156,7 +155,7 @@ class Encoder:
                 return None, self.dumps((function, arguments, keywords))
             definition = self._define(function)
         if not keywords and ATOMS.issuperset(map(type, arguments)):
-            return definition, Payload(pickle.dumps((arguments, keywords), PROTOCOL))
+            return definition, pickle.dumps((arguments, keywords), PROTOCOL)
         return definition, self.dumps((arguments, keywords))
 
     def _define(self, function: Callable[..., Any]) -> Definition:
@@ -173,16 +172,33 @@ class Encoder:
 
     # Data.
 
-    def dumps(self, obj: object) -> Payload:
+    def dumps(self, obj: object) -> Payload | bytes:
         """Pickle one object."""
         if not self._expects_main:
             data = self._dumps_plainly(obj)
             if data is not None:
-                return Payload(data)
+                return data
+        return self._dumps_carefully(obj)
+
+    def dumps_each(self, objs: Sequence[object], payloads: list[Any]) -> None:
+        """Append to `payloads` what `dumps` returns for each object. What is raised is the next one's.
+
+        One by one they cost three times as much.
+        """
+        before = len(payloads)
+        while (done := len(payloads) - before) < len(objs):
+            if not self._expects_main:
+                self._dumps_each_plainly(objs[done:], payloads)
+                done = len(payloads) - before
+            if done < len(objs):
+                payloads.append(self._dumps_carefully(objs[done]))
+
+    def _dumps_carefully(self, obj: object) -> Payload | bytes:
         payload, pickler = self._encode_carefully(obj)
         # Objects that follow are often like this one: spare them the plain attempt.
         self._expects_main = pickler.met_main
-        return payload
+        data: bytes = payload.data
+        return payload if payload.needs or payload.descriptors else data
 
     @staticmethod
     def is_atoms(items: Iterable[Any]) -> bool:
@@ -222,7 +238,16 @@ class Encoder:
             raise
         except Exception:  # not told: the careful attempt raises the same, or the true reason
             return None
-        return None if _GLOBAL in data and b"_main__" in data else data
+        return None if GLOBAL in data and MAIN in data else data
+
+    def _dumps_each_plainly(self, objs: Sequence[object], pickled: list[Any]) -> None:
+        """Append what `_dumps_plainly` returns for each object, up to the first for which that is None."""
+        try:
+            self._plain.dumps_each(objs, pickled)
+        except _BOUNDLESS:
+            raise
+        except Exception:  # not told: as above
+            pass
 
     def _encode_carefully(self, obj: object) -> tuple[Payload, SendingPickler]:
         payload, pickler = self._pickle(obj, Attempt.FIRST)

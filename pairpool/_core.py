@@ -23,6 +23,7 @@ from operator import call
 from typing import Any, cast
 
 from pairpool import errors
+from pairpool._body import are_bytes
 from pairpool._codec import Definition
 from pairpool._feeder import CLOSED, Feeder
 from pairpool._jobs import BatchJob, CallJob, Sink
@@ -258,19 +259,18 @@ class Core:
 
     def _take_fed(self) -> None:
         """Takes what feeders have left."""
-        for feeder in self.feeders.values():
-            fresh, job = feeder.fresh, feeder.job
+        for feeder in [each for each in self.feeders.values() if each.fresh]:
+            fresh, job, start = feeder.fresh, feeder.job, feeder.job.plan.ready
             number = len(fresh)
-            if not number:
-                continue
             closed = fresh[number - 1] is CLOSED
-            start = job.plan.ready
-            numbered = dict(enumerate(fresh[: number - closed], start))
-            failures = {unit: entry for unit, entry in numbered.items() if isinstance(entry, BaseException)}
-            payloads = {unit: entry for unit, entry in numbered.items() if unit not in failures}
-            job.prepared |= payloads
-            job.failures |= failures
-            self.scheduler.backlog.feed(job.plan, start + len(numbered), closed, fresh, number)
+            entries = fresh[: number - closed]
+            job.prepared.update(enumerate(entries, start))
+            if not are_bytes(entries):
+                for unit, entry in enumerate(entries, start):
+                    if isinstance(entry, BaseException):
+                        job.failures[unit] = entry
+                        del job.prepared[unit]
+            self.scheduler.backlog.feed(job.plan, start + len(entries), closed, fresh, number)
 
     def _act(self, actions: deque[tuple[Any, ...]]) -> None:
         """Does the first action and removes it; done twice, each does no harm."""

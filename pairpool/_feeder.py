@@ -39,12 +39,12 @@ class Feeder:
         self._source = items
         self._items: Iterator[Any] | None = None
         self._refusal = refusal
-        self._plain = type(items) in (list, tuple)  # pulling an item cannot block
+        self._portion = PORTION if type(items) in (list, tuple) else 1  # units; pulling any other item may block
         self.threaded = False  # a thread of its own feeds, not a waiting caller
         self._fed = 0  # units
         self._over = False
         self.job = job
-        self.fresh: list[Any] = []  # Payload, or what was raised instead of one, or CLOSED
+        self.fresh: list[Any] = []  # payload, or what was raised instead of one, or CLOSED
         self.signals: list[Settable] = []
 
     def hungry(self) -> bool:
@@ -76,33 +76,42 @@ class Feeder:
         try:
             if self._items is None:
                 self._items = iter(self._source)
-            units = [self._pull() for _ in range(PORTION)] if self._plain else [self._pull()]
+            units = self._pull()
         except Exception as error:
             # As in the stdlib's Pool: the item at this position raises, and it is the last one.
             self._leave([error, CLOSED])
             return
-        dumps = self._dispatcher.encoder.dumps
         entries: list[Any] = []
-        for unit in units:
-            if unit is CLOSED:
-                entries.append(CLOSED)
-                break
-            try:
-                entries.append(self._refusal or dumps(unit))
-            except Exception as error:
-                entries.append(error)
-            except BaseException:
-                if entries:
-                    self._leave(entries)  # those before it come to their results
-                raise
+        try:
+            self._pickle(units, entries)
+        except BaseException:
+            if entries:
+                self._leave(entries)  # those before it come to their results
+            raise
+        if len(units) < self._portion:
+            entries.append(CLOSED)
         self._leave(entries)
 
-    def _pull(self) -> Any:
-        """The next item, or list of items where they make a unit together; CLOSED after the last."""
+    def _pull(self) -> list[Any]:
+        """The next units, items or lists of items; fewer than asked for where there are no more."""
         assert self._items is not None
-        if self.job.unit == 1:
-            return next(self._items, CLOSED)
-        return list(islice(self._items, self.job.unit)) or CLOSED
+        size, portion = self.job.unit, self._portion
+        if size == 1:
+            return list(islice(self._items, portion))
+        return list(filter(None, [list(islice(self._items, size)) for _ in range(portion)]))
+
+    def _pickle(self, units: list[Any], entries: list[Any]) -> None:
+        """Appends to `entries` what comes of each unit: its payload, or the error."""
+        refusal, dumps_each = self._refusal, self._dispatcher.encoder.dumps_each
+        if refusal is not None:
+            entries += [refusal] * len(units)
+        while len(entries) < len(units):
+            try:
+                dumps_each(units[len(entries) :], entries)
+            except Exception as error:
+                if len(entries) == len(units):
+                    raise  # no unit's: a signal handler's, that struck after the last
+                entries.append(error)
 
     def _leave(self, entries: list[Any]) -> None:
         over = entries[-1] is CLOSED

@@ -22,7 +22,6 @@ from pairpool._page import DUMP_SIGNAL, INTERRUPT_SIGNAL, Mark, Page, Phase
 from pairpool._zygote import Spawned
 from pairpool.engines import Event, Handlers, Outcomes, SlotEnd
 
-_LAST_STATUS = max(Status)
 _NO_STATUS = 256  # more than a byte can say
 _CUT_OFF = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)  # plain: an `&` with the module's flags is a microsecond
 _UNKNOWN_EXIT_CODE = 255  # what multiprocessing says of a process whose exit code nobody could learn
@@ -183,7 +182,7 @@ class WorkerHandle:
             return None
         first, units, records = found
         highest = _highest_in_records(records, units)
-        if highest > _LAST_STATUS:
+        if highest > Status.LAST:
             self._condemn(self.slot)
             return None
         again = highest == Status.AGAIN
@@ -255,7 +254,7 @@ class WorkerHandle:
             highest = max(payloads[0], default=highest)
         else:
             sound = False
-        if not sound or not units or highest > _LAST_STATUS:
+        if not sound or not units or highest > Status.LAST:
             raise errors.FramingError("malformed outcomes")
         return Outcomes(self.slot, packet, mode, offset, units, took, payloads, highest == Status.AGAIN)
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from pairpool import _states, errors
-from pairpool._body import Body, pack_body, table, takes
+from pairpool._body import Body, fitting, pack_body, table, takes
 from pairpool._codec import Definition, DefinitionKind, Payload
 from pairpool._packet import TASKS_HEAD, Flag, Mode, Status
 from pairpool._record import Record
@@ -30,14 +30,14 @@ class Encoder(Protocol):
     """The caller's half of a codec (see _codec.py and _objects.py)."""
 
     @property
-    def nothing(self) -> Any:
+    def nothing(self) -> Payload | bytes:
         """The payload of a unit that is not to be run."""
 
     def definition(self, function: Callable[..., Any]) -> Definition: ...
     def call(
         self, function: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]
-    ) -> tuple[Definition | None, Payload]: ...
-    def dumps(self, value: Any) -> Payload: ...
+    ) -> tuple[Definition | None, Payload | bytes]: ...
+    def dumps_each(self, values: Any, payloads: list[Any]) -> None: ...
     def dumps_atoms(self, items: list[Any]) -> Any: ...
     def is_atoms(self, items: Any) -> bool: ...
     def accept(self, needs: Any) -> None: ...
@@ -78,7 +78,7 @@ class BatchSink(Protocol):
 
 class Call(NamedTuple):
     definition: Definition | None
-    payload: Payload | BaseException  # an error: the arguments could not be pickled
+    payload: Payload | bytes | BaseException  # an error: the arguments could not be pickled
     sink: Sink
     terms: Terms | None = None
 
@@ -100,25 +100,28 @@ class CallJob:
         names: list[int] = []
         filters: list[int] = []
         limit_ns = 0
-        payloads: list[Payload | None] = []
+        payloads: list[Payload | bytes] = []
+        usual: Definition | None = None  # the latest, of which there is nothing more to be seen to
         for unit in range(first, first + limit):
             definition, payload, sink, terms = self.calls[unit]
             if isinstance(payload, BaseException) or not sink.begin():
                 names.append(0)
                 filters.append(0)
-                payloads.append(None)
+                payloads.append(self._encoder.nothing)
                 continue
             room -= takes(payload)
             fresh = {}
             filter_ = None if terms is None else terms.filter
-            for carried in (definition, filter_):
-                if carried is not None and carried.ident not in known and carried.ident not in definitions:
-                    fresh[carried.ident] = carried
-                    room -= takes(carried.payload)
+            if definition is not usual or filter_ is not None:
+                for carried in (definition, filter_):
+                    if carried is not None and carried.ident not in known and carried.ident not in definitions:
+                        fresh[carried.ident] = carried
+                        room -= takes(carried.payload)
             if room < 0 and payloads:
                 break
             if fresh:
                 definitions |= fresh
+            usual = definition
             names.append(0 if definition is None else definition.ident)
             filters.append(0 if filter_ is None else filter_.ident)
             if terms is not None and terms.first_limit_ns:
@@ -141,13 +144,17 @@ class CallJob:
     def lone_body(self, call: Call, known: set[int], room: int) -> Body | None:
         """What a packet has that carries the call next to be numbered; None where more goes with it than arguments."""
         definition, payload = call.definition, call.payload
-        if isinstance(payload, BaseException) or payload.needs or payload.descriptors or len(payload.data) > room:
+        if isinstance(payload, Payload):
+            if payload.needs or payload.descriptors:
+                return None
+            payload = payload.data
+        if isinstance(payload, BaseException) or len(payload) > room:
             return None
         if (definition is not None and definition.ident not in known) or call.terms is not None:
             return None
         name = 0 if definition is None else definition.ident
         head = TASKS_HEAD.pack(Mode.CALLS, Flag.VISIBLE, 0, 1, 0, 0, self.plan.ready)
-        return Body(1, [head, name.to_bytes(8, "little"), payload.data], (), _NONE_RIDE, ())
+        return Body(1, [head, name.to_bytes(8, "little"), payload], (), _NONE_RIDE, ())
 
     def digest(self) -> None:
         """Hands the recorded outcomes to their sinks."""
@@ -162,7 +169,7 @@ class CallJob:
                     sink.settle(Status.ERROR, sent)
                 else:
                     sink.settle(status, payload)
-                    if sent.descriptors:
+                    if type(sent) is Payload and sent.descriptors:
                         sent.close()
                 calls.pop(unit, None)
                 if terms is not None:
@@ -248,7 +255,7 @@ class BatchJob:
         self.tries = Tries()
         self.items = items
         self.records: deque[Record] = deque()  # outcomes not yet handed to the sink
-        self.prepared: dict[int, Payload] = {}  # by unit, until settled; filled by the feeder
+        self.prepared: dict[int, Payload | bytes] = {}  # by unit, until settled; filled by the feeder
         self.failures: dict[int, BaseException] = {}  # units that cannot be sent, and why
         self._encoder = encoder
         self._definitions = [definition]
@@ -284,7 +291,7 @@ class BatchJob:
                 if len(data) > room and limit > 1:
                     limit = max(1, limit * room // len(data) // 2)
                     data = self._encoder.dumps_atoms(list(self.items[first : first + limit]))
-            payloads: list[Any] = [Payload(data)]
+            payloads: list[Payload | bytes] = [Payload(data)]
         else:
             mode = Mode.CHUNKS
             payloads = []
@@ -298,23 +305,17 @@ class BatchJob:
         return self._pack(mode, first, definitions, payloads, limit)
 
     def _build_prepared(self, first: int, limit: int, definitions: Sequence[Definition], room: int) -> Body:
-        payloads: list[Payload | None] = []
-        for unit in range(first, first + limit):
-            payload = self.prepared.get(unit)
-            if payload is not None:
-                room -= takes(payload)
-                if room < 0 and payloads:
-                    break
-            payloads.append(payload)
+        prepared, nothing = self.prepared, self._encoder.nothing
+        payloads = [prepared.get(unit, nothing) for unit in range(first, first + limit)]
         mode = Mode.SEPARATE if self.unit == 1 else Mode.CHUNKS
-        return self._pack(mode, first, definitions, payloads, None)
+        return self._pack(mode, first, definitions, fitting(payloads, room), None)
 
     def _pack(
         self,
         mode: Mode,
         first: int,
         definitions: Sequence[Definition],
-        payloads: list[Payload | None],
+        payloads: Sequence[Payload | bytes],
         units: int | None,
     ) -> Body:
         return pack_body(
@@ -338,9 +339,9 @@ class BatchJob:
         while self.records:
             record = self.records[0]
             if self.prepared:
-                for unit in range(record.first, record.first + record.units):
-                    payload = self.prepared.pop(unit, None)
-                    if payload is not None and payload.descriptors:
+                units = range(record.first, record.first + record.units)
+                for payload in map(self.prepared.pop, units, itertools.repeat(None)):
+                    if isinstance(payload, Payload) and payload.descriptors:
                         payload.close()
             error = self.sink.take(record, self.records)
             if error is not None:
@@ -355,7 +356,7 @@ class BatchJob:
             if not travels:
                 self.failures[unit] = refusal(self.definition.payload.needs)
                 self.prepared.pop(unit, None)
-            elif payload is not None and payload.needs:
+            elif isinstance(payload, Payload) and payload.needs:
                 if payload.fallback is None:
                     self.failures[unit] = refusal(payload.needs)
                     self.prepared.pop(unit)
@@ -380,13 +381,13 @@ class BatchJob:
         for unit in range(first, first + count):
             self.failures[unit] = error
             payload = self.prepared.pop(unit, None)
-            if payload is not None and payload.descriptors:
+            if isinstance(payload, Payload) and payload.descriptors:
                 payload.close()
 
     def close(self) -> None:
         """Drops whatever has not been sent."""
         for payload in self.prepared.values():
-            if payload.descriptors:
+            if isinstance(payload, Payload) and payload.descriptors:
                 payload.close()
         self.prepared.clear()
 

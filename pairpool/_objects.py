@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from pairpool._codec import Definition, DefinitionKind, Payload
@@ -21,7 +21,7 @@ NOTHING = _Nothing()
 class ObjectEncoder:
     """The caller's half."""
 
-    nothing: Any = NOTHING
+    nothing = Payload(NOTHING)
 
     def definition(self, function: Callable[..., Any]) -> Definition:
         return Definition(next(_idents), DefinitionKind.NAMED, Payload(function))
@@ -33,6 +33,9 @@ class ObjectEncoder:
 
     def dumps(self, value: Any) -> Payload:
         return Payload(value)
+
+    def dumps_each(self, values: Iterable[Any], payloads: list[Any]) -> None:
+        payloads.extend(map(Payload, values))
 
     def dumps_atoms(self, items: list[Any]) -> Any:
         return items

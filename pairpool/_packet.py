@@ -69,11 +69,14 @@ class OutcomeMode(IntEnum):
     LOST = 3  # nor this: the dispatcher's own word for units whose worker died
 
 
-class Status(IntEnum):
-    OK = 0
-    ERROR = 1
-    SKIPPED = 2  # not run: an error before it in its chunk, or NOTHING to run
-    AGAIN = 3  # an error after which it may be run again
+class Status:
+    """How a unit ended. No IntEnum: 3.11 takes 0.1 us to find a member, and each unit is asked several times."""
+
+    OK: Final = 0
+    ERROR: Final = 1
+    SKIPPED: Final = 2  # not run: an error before it in its chunk, or NOTHING to run
+    AGAIN: Final = 3  # an error after which it may be run again
+    LAST: Final = AGAIN
 
 
 class Reason(IntEnum):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copyreg
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from multiprocessing import reduction
 from types import SimpleNamespace
 from typing import Any, Final
@@ -17,6 +17,8 @@ from typing import Any, Final
 from pairpool._passing import Reducer, extra_reducers
 
 PROTOCOL: Final = 5
+GLOBAL: Final = pickle.STACK_GLOBAL[0]  # an int: looking for one in bytes takes an eighth of looking for bytes
+MAIN: Final = b"_main__"  # what names the main module has this in it, and GLOBAL
 LARGEST_KEPT = 32 * 1024  # bytes that a pickler may have written in one go and still be kept
 
 _Pickler = tuple[Callable[[Any], None], Callable[[], None], list[bytes]]
@@ -35,22 +37,45 @@ class PlainPickler:
 
     def dumps(self, obj: object) -> bytes:
         """Pickle one object. Reentrant, and safe to call from several threads."""
-        forking: Any = reduction.ForkingPickler
-        if forking._extra_reducers != self._registered or copyreg.dispatch_table != self._global:
-            self._take_reducers()
         idle = self._idle
-        try:
-            pickler = idle.pop()
-        except IndexError:
-            pickler = self._make()
-        dump, clear_memo, written = pickler
+        dump, clear_memo, written = pickler = self._take()
         dump(obj)
-        data = written[0] if len(written) == 1 else b"".join(written)
+        data = b"".join(written)
         if len(data) <= LARGEST_KEPT:
             clear_memo()
             written.clear()
             idle.append(pickler)
         return data
+
+    def dumps_each(self, objs: Iterable[object], pickled: list[bytes]) -> None:
+        """Append the pickle of each object to `pickled`, up to the first that names something in the main module.
+
+        What is raised is the next one's. Reducers registered meanwhile are used from the next call on.
+        """
+        idle = self._idle
+        dump, clear_memo, written = pickler = self._take()
+        for obj in objs:
+            dump(obj)
+            data = b"".join(written)
+            if len(data) <= LARGEST_KEPT:
+                clear_memo()
+                written.clear()
+            else:
+                dump, clear_memo, written = pickler = self._take()
+            if GLOBAL in data and MAIN in data:
+                break
+            pickled.append(data)
+        idle.append(pickler)
+
+    def _take(self) -> _Pickler:
+        """A pickler that nobody uses. It is kept in what was `_idle` before, so that it never is with newer ones."""
+        forking: Any = reduction.ForkingPickler
+        if forking._extra_reducers != self._registered or copyreg.dispatch_table != self._global:
+            self._take_reducers()
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._make()
 
     def _take_reducers(self) -> None:
         globals_, registered = dict(copyreg.dispatch_table), dict(extra_reducers())

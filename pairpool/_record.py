@@ -27,7 +27,7 @@ class Record(NamedTuple):
     def outcomes(self) -> list[tuple[int, int, Any]]:
         """Unit, Status and payload of each."""
         statuses, payloads = self.parts()
-        return [(self.first + i, statuses[i], payloads[i]) for i in range(self.units)]
+        return list(zip(range(self.first, self.first + self.units), statuses, payloads, strict=False))
 
     def with_failures(self, failures: dict[int, BaseException]) -> Record:
         """The same where some units could not be sent, and why."""

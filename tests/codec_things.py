@@ -91,8 +91,14 @@ def local_things() -> dict[str, Any]:
 LOCAL = local_things()
 
 
-def arrive(payload: Payload) -> Any:
+def whole(payload: Payload | bytes) -> Payload:
+    """Return a payload with everything that one has, also where it was bytes alone."""
+    return payload if isinstance(payload, Payload) else Payload(payload)
+
+
+def arrive(payload: Payload | bytes) -> Any:
     """Unpickle a payload here."""
+    payload = whole(payload)
     assert Decoder().refused(payload.needs) == []
     return Decoder().loads(payload.data, tuple(map(os.dup, payload.descriptors)))
 

@@ -78,7 +78,9 @@ class Worker:
         definition = self.encoder.definition(function)
         return [self._run(definition, self.encoder.dumps(((item,), {}))) for item in items]
 
-    def _run(self, definition: Definition | None, payload: Payload) -> Any:
+    def _run(self, definition: Definition | None, payload: Payload | bytes) -> Any:
+        if isinstance(payload, bytes):
+            payload = Payload(payload)
         apart = definition.payload if definition is not None and definition.ident not in self._known else None
         while refused := self._send(definition, apart, payload):
             self.refusals.append(refused)

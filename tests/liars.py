@@ -112,7 +112,7 @@ LIES: dict[str, Callable[[Worker, int], None]] = {
     "more units than payloads": _outcomes(SEPARATE, 0, 1, b"\0"),
     "more payloads than units": _outcomes(SEPARATE, 0, 1, b"\0", NONE, NONE),
     "more statuses than units": _outcomes(SEPARATE, 0, 1, b"\0\0", NONE),
-    "a status that there is not": _outcomes(SEPARATE, 0, 1, bytes([max(Status) + 1]), NONE),
+    "a status that there is not": _outcomes(SEPARATE, 0, 1, bytes([Status.LAST + 1]), NONE),
     "another try that nobody asked for": _outcomes(SEPARATE, 0, 1, bytes([Status.AGAIN]), NONE),
     "another try that nobody asked for, in a record": _leave(1, _record(Status.AGAIN, NONE)),
     "a shared payload of what is awaited one by one": _outcomes(SHARED, 0, 1, NONE),

@@ -195,7 +195,9 @@ class Carrier:
             definition = replace(definition, payload=replace(definition.payload, needs=needs))
         sink: Any = None
         job = BatchJob(encoder, definition, sink, items=None, unit=1, chunk=1, star=True, visible=visible)
-        job.prepared.update(enumerate(map(encoder.dumps, items)))
+        payloads: list[Any] = []
+        encoder.dumps_each(items, payloads)
+        job.prepared.update(enumerate(payloads))
         body = job.build(0, len(items), set(), self.engine.body_room)
         assert body.units == len(items)
         packet = next(_idents)

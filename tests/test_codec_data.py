@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from codec_things import LOCAL, Reducing, Thing, add, arrive
+from codec_things import LOCAL, Reducing, Thing, add, arrive, whole
 from pairpool._codec import Encoder, decode_result, encode_result
 
 
@@ -152,9 +152,45 @@ class TestData:
 
     def test_reducers_that_use_the_encoder(self, encoder: Encoder) -> None:
         """A reducer may itself have something pickled."""
-        outer = Reducing(lambda: (bytes, (encoder.dumps([2]).data,)))
+        outer = Reducing(lambda: (bytes, (whole(encoder.dumps([2])).data,)))
 
         assert pickle.loads(arrive(encoder.dumps(outer))) == [2]
+
+    @pytest.mark.parametrize("where", range(4))
+    @pytest.mark.parametrize("error", [ValueError("x"), RecursionError("x"), SystemExit("x"), KeyboardInterrupt("x")])
+    def test_errors_among_many(self, encoder: Encoder, where: int, error: BaseException) -> None:
+        """Of objects that are pickled together an error is that of the first that has no payload."""
+
+        def fail() -> Any:
+            raise error
+
+        objs: list[Any] = [[1], {2: 2}, lambda: 3]
+        objs.insert(where, Reducing(fail))
+        payloads: list[Any] = ["before"]
+        with pytest.raises(type(error), match="x"):
+            encoder.dumps_each(objs, payloads)
+        assert len(payloads) == 1 + where
+        encoder.dumps_each(objs[where + 1 :], payloads)
+
+        assert payloads[0] == "before"
+        assert [arrive(payload) for payload in payloads[1:3]] == [[1], {2: 2}]
+        assert arrive(payloads[3])() == 3
+
+    def test_one_among_many(self, encoder: Encoder) -> None:
+        """Objects that are pickled together share nothing, whatever their size and whatever a reducer does."""
+        shared, large = [1], list(range(100_000))
+        inner: list[Any] = []
+
+        def again() -> Any:
+            encoder.dumps_each([shared, shared], inner)
+            return list, ()
+
+        objs = [shared, large, Reducing(again), large, shared, [shared, shared]]
+        payloads: list[Any] = []
+        encoder.dumps_each(objs, payloads)
+
+        assert [arrive(payload) for payload in payloads] == [shared, large, [], large, shared, [shared, shared]]
+        assert payloads[0] == payloads[4] == inner[0] == inner[1] == encoder.dumps(shared)
 
     def test_threads(self, encoder: Encoder) -> None:
         """Several threads may pickle at once."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from codec_things import Reducing, arrive, is_open
+from codec_things import Reducing, arrive, is_open, whole
 from interruptions import Interruption
 from pairpool._codec import Encoder
 
@@ -56,7 +56,7 @@ class TestDescriptors:
 
     def test_sockets(self, encoder: Encoder, pair: tuple[socket.socket, socket.socket]) -> None:
         """A socket in an argument travels beside the pickle and works where it arrives."""
-        payload = encoder.dumps(pair[0])
+        payload = whole(encoder.dumps(pair[0]))
         assert len(payload.descriptors) == 1
         assert not os.get_inheritable(payload.descriptors[0])
         with arrive(payload) as found:
@@ -69,7 +69,7 @@ class TestDescriptors:
     def test_connections(self, encoder: Encoder) -> None:
         """So does a connection of multiprocessing, and what else is reduced by DupFd."""
         reading, writing = multiprocessing.Pipe(duplex=False)
-        payload = encoder.dumps([reading, writing, Passing(writing.fileno()), writing])
+        payload = whole(encoder.dumps([reading, writing, Passing(writing.fileno()), writing]))
         first, second, third, fourth = arrive(payload)
         second.send("hello")
 
@@ -90,7 +90,7 @@ class TestDescriptors:
 
     def test_closed_with_the_payload(self, encoder: Encoder, pair: tuple[socket.socket, socket.socket]) -> None:
         """A payload that is dropped leaves no descriptor behind; closing it twice closes nothing else."""
-        payload = encoder.dumps(pair)
+        payload = whole(encoder.dumps(pair))
         first, second = payload.descriptors
         payload.close()
         with open(os.devnull) as file:
@@ -98,7 +98,7 @@ class TestDescriptors:
             payload.close()
             del payload
             assert is_open(file.fileno())
-        payload = encoder.dumps(pair)
+        payload = whole(encoder.dumps(pair))
         numbers = list(payload.descriptors)
         del payload
 
@@ -125,7 +125,7 @@ class TestDescriptors:
         with contextlib.ExitStack() as stack:
             ends = [stack.enter_context(end) for end in multiprocessing.Pipe()]
             before = os.listdir("/proc/self/fd")
-            payload = encoder.dumps([ends[0], Reducing(lambda: reduced), ends[1]])
+            payload = whole(encoder.dumps([ends[0], Reducing(lambda: reduced), ends[1]]))
             with pytest.raises((ValueError, SystemExit)):
                 arrive(payload)
             payload.close()
@@ -147,7 +147,7 @@ class TestDescriptors:
         def work() -> None:
             for _ in range(50):
                 reading, writing = os.pipe()
-                payload = encoder.dumps(Passing(reading))
+                payload = whole(encoder.dumps(Passing(reading)))
                 found = arrive(payload)
                 os.write(writing, b"x")
                 if not select.select([found.descriptor], [], [], 5)[0]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from cloudpickle import cloudpickle
 
+from codec_things import whole
 from pairpool._codec import Decoder, Encoder, Need, Payload
 
 MAIN = vars(sys.modules["__main__"])
@@ -60,9 +61,16 @@ class TestNeeds:
 
     def test_everything_behind_a_class(self) -> None:
         """An instance needs its class, the bases of that, and what their methods reach."""
-        payload = Encoder().dumps([MAIN["Class_in_main"]()])
+        payload = whole(Encoder().dumps([MAIN["Class_in_main"]()]))
 
         assert names(payload.needs) == ["Base_in_main", "Class_in_main", "helper_in_main"]
+
+    def test_one_among_many(self) -> None:
+        """Of objects that are pickled together those that have to do with the main module need something."""
+        payloads: list[Any] = []
+        Encoder().dumps_each([[1], MAIN["Class_in_main"](), MAIN["Class_in_main"], [2], [3]], payloads)
+
+        assert [bool(whole(payload).needs) for payload in payloads] == [False, True, True, False, False]
 
     def test_forks_need_not_be_asked(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Workers that are forks have what the caller had; the rest goes by value at once."""
@@ -77,9 +85,9 @@ class TestNeeds:
     def test_accepted(self) -> None:
         """What a worker has confirmed is not asked for again, and no fallback is made."""
         encoder = Encoder()
-        first = encoder.dumps(MAIN["Class_in_main"]())
+        first = whole(encoder.dumps(MAIN["Class_in_main"]()))
         encoder.accept(first.needs)
-        second = encoder.dumps(MAIN["Class_in_main"]())
+        second = whole(encoder.dumps(MAIN["Class_in_main"]()))
 
         assert (second.needs, second.fallback) == ((), None)
 
@@ -94,7 +102,7 @@ class TestNeeds:
         assert names(again.needs) == ["helper_in_main", "math"]
         assert names(alone.needs) == ["helper_in_main"]
         encoder.accept(alone.needs)
-        assert names(encoder.dumps(MAIN["function_in_main"]).needs) == ["math"]
+        assert names(whole(encoder.dumps(MAIN["function_in_main"])).needs) == ["math"]
 
     def test_refused_for_good(self) -> None:
         """What one worker refused goes by value, whatever another one says."""
@@ -289,7 +297,7 @@ class Later_in_main:
         """As long as a class stays the same its pickle does, and it is loaded once."""
         encoder = Encoder(inherited=True)
         define(monkeypatch, source)
-        payloads = [encoder.dumps(MAIN["Later_in_main"]()) for _ in range(3)]
+        payloads = [whole(encoder.dumps(MAIN["Later_in_main"]())) for _ in range(3)]
         _forget_class(MAIN["Later_in_main"])
         found = [_load(payload) for payload in payloads]
 
@@ -312,9 +320,9 @@ class Later_in_main:
         encoder = Encoder(inherited=True)
         source = "class Later_in_main:\n  x = 1\n  def f(self): return helper_in_main()"
         define(monkeypatch, source)
-        before = encoder.dumps(MAIN["Later_in_main"]())
+        before = whole(encoder.dumps(MAIN["Later_in_main"]()))
         define(monkeypatch, change)
-        after = encoder.dumps(MAIN["Later_in_main"]())
+        after = whole(encoder.dumps(MAIN["Later_in_main"]()))
         _forget_class(MAIN["Later_in_main"])
 
         assert after.data != before.data
@@ -327,7 +335,7 @@ class Later_in_main:
         define(monkeypatch, "class Later_in_main:\n  found = []")
         encoder.dumps(MAIN["Later_in_main"]())
         MAIN["Later_in_main"].found.append("changed")
-        payload = encoder.dumps(MAIN["Later_in_main"]())
+        payload = whole(encoder.dumps(MAIN["Later_in_main"]()))
         _forget_class(MAIN["Later_in_main"])
 
         assert _load(payload).found == ["changed"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from codec_things import LOCAL, Reducing, Thing, add
+from codec_things import LOCAL, Reducing, Thing, add, whole
 from pairpool._codec import Decoder, Encoder, decode_result, encode_result
 
 
@@ -34,14 +34,14 @@ class TestDecoder:
     @pytest.mark.parametrize("error", [UnpicklingError("x"), SystemExit("x"), KeyboardInterrupt("x")])
     def test_error_while_unpickling(self, encoder: Encoder, error: BaseException) -> None:
         """Whatever unpickling raises comes out as it is."""
-        payload = encoder.dumps(Reducing(lambda: (_raise, (error,))))
+        payload = whole(encoder.dumps(Reducing(lambda: (_raise, (error,)))))
 
         with pytest.raises(type(error), match="x"):
             Decoder().loads(payload.data, ())
 
     def test_buffers(self, encoder: Encoder) -> None:
         """Any buffer can be unpickled."""
-        data = encoder.dumps([1]).data
+        data = whole(encoder.dumps([1])).data
 
         assert Decoder().loads(memoryview(bytearray(data)), ()) == [1]
 

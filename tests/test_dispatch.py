@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,8 @@ import pytest
 import tasks
 from interruptions import Interrupted, Interruption
 from pairpool import results as results_module
-from pairpool._codec import Definition, DefinitionKind, Payload
+from pairpool._codec import Definition, DefinitionKind, Encoder, Payload
+from pairpool._feeder import CLOSED, Feeder
 from pairpool._future import Future
 from pairpool._states import SlotState
 from pairpool._waiting import Signal
@@ -399,3 +401,34 @@ def test_items_before_one_that_exits_have_their_results(make_pool: Any, items: A
     assert [results.next(60), results.next(60)] == [0, 1]
     with pytest.raises(SystemExit):
         results.next(60)
+
+
+# -- Feeders ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [Interrupted, OSError])
+def test_a_handler_that_raises_while_a_feeder_pickles_makes_no_unit(error: type[BaseException]) -> None:
+    """Wherever it strikes there are no more units than items, each with its own payload; one at most has its error."""
+
+    def strike() -> None:
+        raise error
+
+    encoder, items = Encoder(), [[1], [2], [3]]
+    expected = [*map(encoder.dumps, items), CLOSED]
+    dispatcher: Any = SimpleNamespace(encoder=encoder, starving=False, drain=lambda: None)
+    job: Any = SimpleNamespace(unit=1)
+    interruption, number = Interruption(), 0
+    while number == 0 or interruption.struck:
+        feeder = Feeder(dispatcher, job, items)
+        interruption = Interruption([number], strike)
+        with suppress(OSError):
+            interruption.watch(feeder.feed)
+        number += 1
+        fresh = feeder.fresh
+        failed = [place for place, entry in enumerate(fresh) if isinstance(entry, OSError)]
+        if failed and fresh[1:] == [CLOSED]:
+            continue  # it struck where the first item is pulled, so that one was the last
+        assert len(failed) <= 1
+        assert fresh == [fresh[at] if at in failed else entry for at, entry in enumerate(expected[: len(fresh)])]
+    assert feeder.fresh == expected
+    assert number > 20

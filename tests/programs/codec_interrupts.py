@@ -11,7 +11,7 @@ import signal
 import socket
 from typing import Any
 
-from pairpool._codec import Encoder
+from pairpool._codec import Encoder, Payload
 
 ROUNDS = 3000
 LONGEST = 150e-6  # seconds from the start of an attempt to its interrupt
@@ -20,6 +20,13 @@ LONGEST = 150e-6  # seconds from the start of an attempt to its interrupt
 def interrupt(*_: object) -> None:
     """Raise what Ctrl-C raises."""
     raise KeyboardInterrupt
+
+
+def dumps(encoder: Encoder, obj: object) -> Payload:
+    """Pickle what has descriptors."""
+    payload = encoder.dumps(obj)
+    assert isinstance(payload, Payload)
+    return payload
 
 
 def main() -> None:
@@ -32,12 +39,12 @@ def main() -> None:
     for _ in range(ROUNDS):
         try:
             signal.setitimer(signal.ITIMER_REAL, delays.uniform(1e-6, LONGEST))
-            encoder.dumps(obj).close()
+            dumps(encoder, obj).close()
             signal.setitimer(signal.ITIMER_REAL, 0)
         except KeyboardInterrupt:
             interrupts += 1
     assert os.listdir("/proc/self/fd") == before
-    assert len(encoder.dumps(obj).descriptors) == 2
+    assert len(dumps(encoder, obj).descriptors) == 2
     print(f"{interrupts} interrupts, none left")
 
 
