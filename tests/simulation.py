@@ -26,6 +26,7 @@ class Simulation:
     """A pool, its users and its misfortunes, on one agenda."""
 
     STEPS = 200_000  # a run that takes more never ends
+    LONGEST = 100_000 * MILLISECOND  # of a unit: each is looked after many times a second while others wait for it
 
     def __init__(self, seed: int) -> None:
         self.random = random = Random(seed)
@@ -84,11 +85,12 @@ class Simulation:
         return start
 
     def _costs(self, units: int) -> list[int]:
-        """Running times: all alike, or heavy-tailed, from a microsecond to some seconds."""
+        """Running times: all alike, or heavy-tailed, from a microsecond to `LONGEST`."""
         random = self.random
         usual = random.choice((MICROSECOND, 50 * MICROSECOND, 3 * MILLISECOND, 40 * MILLISECOND))
         tail = random.choice((0.0, 0.02, 0.3))
-        return [int(usual * (random.paretovariate(0.7) if random.random() < tail else 1)) for _ in range(units)]
+        costs = [int(usual * (random.paretovariate(0.7) if random.random() < tail else 1)) for _ in range(units)]
+        return [min(cost, self.LONGEST) for cost in costs]
 
     # -- the agenda --------------------------------------------------------------------------------------------
 
