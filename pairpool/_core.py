@@ -149,7 +149,8 @@ class Core:
             feeder.nudge()
         self.sated = self.calls.ident in scheduler.waiting
         if self.closing:
-            self._shut_when_quiet()
+            if not scheduler.slots and not self.pending():
+                self._shut(kill=False)
         else:
             nothing_goes_on = not (scheduler.packets or scheduler.waiting or self.feeders or self.over)
             self.at_rest = nothing_goes_on and roster.budget is None
@@ -358,13 +359,14 @@ class Core:
         """Jobs without all their outcomes."""
         return len(self.batches) + len(self.calls.calls) + len(self.calls.incoming)
 
-    def _shut_when_quiet(self) -> None:
-        if not self.shutting and not self.scheduler.slots and not self.pending():
-            self.engine.shut(kill=False)
+    def _shut(self, *, kill: bool) -> None:
+        if not self.shutting:
+            self.engine.shut(kill=kill)
             self.shutting = True
+            self.wake_callbacks()  # the engine may have been through before anybody could see that it shuts
 
     def wake_callbacks(self) -> None:
-        """There is something in `callbacks`."""
+        """The callback thread is to look: there is something in `callbacks`, or everything may be over."""
         raise NotImplementedError
 
     def _now(self) -> int:
@@ -433,9 +435,7 @@ class Core:
     def on_terminate(self, error: BaseException) -> None:
         self.closing = True
         self._give_up(error)
-        if not self.shutting:
-            self.engine.shut(kill=True)
-            self.shutting = True
+        self._shut(kill=True)
         del self.events[0]
 
     def _give_up(self, error: BaseException) -> None:

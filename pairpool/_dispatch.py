@@ -188,9 +188,7 @@ class Dispatcher(Exchange):
                 self._collapsed = True
                 self.at_rest = self.sated = False
                 self._give_up(error)
-                if not self.shutting:
-                    self.engine.shut(kill=True)
-                    self.shutting = True
+                self._shut(kill=True)
             finally:
                 self._holder = 0
 
@@ -248,6 +246,7 @@ class Dispatcher(Exchange):
                     # What a future's done callback raises that is no Exception ends no other's.
                     threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), self._callback_thread)))
                 del callback
+        wake_all(self.signals)  # of those who wait in join(), whom the engine may have woken too early
 
     def engine_shut(self) -> None:
         """The engine has nothing left: whoever waits for that looks again, and the callback thread may end."""

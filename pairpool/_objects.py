@@ -54,6 +54,10 @@ class ObjectEncoder:
         return data
 
     @staticmethod
+    def are_plain(_: Any) -> bool:
+        return True
+
+    @staticmethod
     def decode_error(data: Any) -> BaseException:
         error: BaseException = data
         return error

@@ -75,7 +75,8 @@ class PlainPickler:
         try:
             return self._idle.pop()
         except IndexError:
-            return self._make()
+            pass  # what follows stands outside, or an interrupt would show this error, too
+        return self._make()
 
     def _take_reducers(self) -> None:
         globals_, registered = dict(copyreg.dispatch_table), dict(extra_reducers())

@@ -29,8 +29,8 @@ class Record(NamedTuple):
         statuses, payloads = self.parts()
         return list(zip(range(self.first, self.first + self.units), statuses, payloads, strict=False))
 
-    def with_failures(self, failures: dict[int, BaseException]) -> Record:
-        """The same where some units could not be sent, and why."""
+    def separate(self, failures: dict[int, BaseException]) -> Record:
+        """The same in OutcomeMode.SEPARATE. `failures`: of units that could not be sent."""
         outcomes = [
             (unit, Status.ERROR, failures[unit]) if status == Status.SKIPPED and unit in failures
             else (unit, status, payload)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import multiprocessing.pool as stdlib
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
@@ -44,30 +44,17 @@ def load(loading: Callable[..., Any], *args: Any) -> Outcome:
         return False, error
 
 
-def decode_all(dispatcher: Dispatcher, record: Record) -> list[Outcome]:
-    """What each outcome of a record is for an iterator."""
-    statuses, payloads = record.parts()
-    decoded: list[Outcome] = []
-    if not any(statuses):
-        try:
-            decoded += zip(repeat(True), map(dispatcher.encoder.decode_value, payloads))
-        except BaseException as error:
-            if came_from_handler(error):
-                raise
-            decoded.append(_failed(error))
-    # What is left after an error. (One that raises StopIteration when it is loaded is loaded twice: it ends map().)
-    for at in range(len(decoded), record.units):
-        succeeded, value = decode(dispatcher, statuses[at], payloads[at])
-        decoded.append((True, value) if succeeded else _failed(value))
-    return decoded
-
-
-def _failed(error: BaseException) -> Outcome:
-    # As out of a generator (PEP 479): it would end the loop over the results, and those after it would be lost.
-    if isinstance(error, StopIteration):
-        stop, error = error, RuntimeError("a task raised StopIteration")
-        error.__cause__ = stop
-    return False, error
+def decode_all(dispatcher: Dispatcher, payloads: Sequence[Any]) -> list[Outcome] | None:
+    """What values are whose loading nobody notices; None where somebody might."""
+    encoder = dispatcher.encoder
+    if not encoder.are_plain(payloads):
+        return None
+    try:
+        return list(zip(repeat(True), map(encoder.decode_value, payloads)))
+    except BaseException as error:
+        if came_from_handler(error):
+            raise
+        return None  # decoded one by one it is the outcome of one
 
 
 class _Result:
@@ -301,7 +288,8 @@ class IMapIterator(stdlib.IMapIterator, Generic[T]):  # type: ignore[type-arg]
         self._pool: Any = pool
         self._records: dict[int, Record] = {}  # not decoded yet, by the place of their first outcome
         self._arrived = 0  # outcomes
-        self._place = 0  # of the first outcome that is not decoded
+        self._place = 0  # of the record that is next
+        self._at = 0  # its first outcome that is not decoded
         self._news: deque[Outcome] = deque()  # decoded
         self._length: int | None = None  # units in all, once known
         self._failed: BaseException | None = None
@@ -311,8 +299,8 @@ class IMapIterator(stdlib.IMapIterator, Generic[T]):  # type: ignore[type-arg]
     def take(self, record: Record, records: deque[Record]) -> int | None:
         job = self.job
         assert job is not None
-        if job.failures:
-            record = record.with_failures(job.failures)
+        if job.failures or record.mode != OutcomeMode.SEPARATE:
+            record = record.separate(job.failures)
         mine, place, units = self._records, record.first if self._ordered else self._arrived, record.units
         # commit
         mine[place] = record
@@ -358,27 +346,49 @@ class IMapIterator(stdlib.IMapIterator, Generic[T]):  # type: ignore[type-arg]
         raise value
 
     def _look_for_news(self, deadline: Deadline) -> None:
-        """Decodes the record that is next; waits for it where it is not there. Another thread may be quicker."""
-        place, records, news = self._place, self._records, self._news
+        """Decodes what is next, or waits for it. Another thread may be quicker.
+
+        A record is decoded as a whole where nobody notices, and outcome by outcome where that is code of the user's.
+        """
+        place, at = self._place, self._at  # nobody comes between
+        records, news, failed = self._records, self._news, self._failed
         record = records.get(place)
         if record is None:
             if news or place != self._place:
                 return
             if place == self._length:
                 raise StopIteration from None
-            if self._failed is not None:
-                raise self._failed
+            if failed is not None:
+                raise failed
             if deadline.passed():
                 raise errors.TimeoutError from None
             self._dispatcher.wait(self._has_news, self.signals, deadline.remaining())
             return
-        decoded = decode_all(self._dispatcher, record)
-        after = place + record.units
+        statuses, *payloads = record.buffers
+        decoded = None
+        if at == 0 and not any(statuses):
+            decoded = decode_all(self._dispatcher, payloads)
+        if decoded is None:
+            decoded = [self._decode(statuses[at], payloads[at])]
+        after = at + len(decoded)
+        whole = after == record.units
         # commit: nothing is lost where an interrupt strikes before, nor told twice where it strikes after
-        if place in records:
-            del records[place]
-            self._place = after
+        if place in records and self._at == at:
+            if whole:
+                del records[place]
+                self._place = place + after
+                self._at = 0
+            else:
+                self._at = after
             news += decoded
+
+    def _decode(self, status: int, payload: Any) -> Outcome:
+        succeeded, value = decode(self._dispatcher, status, payload)
+        if not succeeded and isinstance(value, StopIteration):
+            # As out of a generator (PEP 479): it would end the loop over the results, and those after it would be lost.
+            stop, value = value, RuntimeError("a task raised StopIteration")
+            value.__cause__ = stop
+        return succeeded, value
 
     __next__ = next
 

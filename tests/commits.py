@@ -22,9 +22,9 @@ PACKAGE = Path(pairpool.__file__).parent
 # Instructions that are operators: they call nothing of Python's as long as what they work on is built in, and look
 # for no signals. LIST_EXTEND drives an iterator, which is one of C functions wherever a commit has it.
 OPERATORS = frozenset({
-    "BINARY_OP", "BINARY_SUBSCR", "BUILD_LIST", "BUILD_SLICE", "BUILD_TUPLE", "CONTAINS_OP", "COPY", "DELETE_FAST",
-    "DELETE_SUBSCR", "EXTENDED_ARG", "IS_OP", "LIST_EXTEND", "LOAD_ATTR", "LOAD_CONST", "LOAD_DEREF", "LOAD_FAST",
-    "LOAD_GLOBAL", "NOP", "POP_TOP", "STORE_ATTR", "STORE_FAST", "STORE_SUBSCR", "SWAP", "UNARY_NOT",
+    "BINARY_OP", "BINARY_SUBSCR", "BUILD_LIST", "BUILD_SLICE", "BUILD_TUPLE", "COMPARE_OP", "CONTAINS_OP", "COPY",
+    "DELETE_FAST", "DELETE_SUBSCR", "EXTENDED_ARG", "IS_OP", "LIST_EXTEND", "LOAD_ATTR", "LOAD_CONST", "LOAD_DEREF",
+    "LOAD_FAST", "LOAD_GLOBAL", "NOP", "POP_TOP", "STORE_ATTR", "STORE_FAST", "STORE_SUBSCR", "SWAP", "UNARY_NOT",
 })  # fmt: skip
 # How they leave a commit, or choose within it by something computed before.
 BRANCHES = frozenset({

@@ -69,6 +69,36 @@ def test_threads_that_share_an_iterator_share_its_results(
     assert len(taken_by_another) == 1
 
 
+_loaded: list[int] = []
+
+
+def load_and_note(number: int) -> int:
+    """Load a result, which somebody notices."""
+    _loaded.append(number)
+    return number
+
+
+class NoticedWhenLoaded:
+    """A result that is loaded by a function."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def __reduce__(self) -> Any:
+        return load_and_note, (self._number,)
+
+
+@pytest.mark.parametrize("method", ["imap", "imap_unordered"])
+def test_what_a_result_runs_when_it_is_loaded_runs_when_it_is_asked_for(make_pool: Any, method: str) -> None:
+    """Not before, with those that came along with it: it may take long, or raise."""
+    pool = make_pool(1)
+    _loaded.clear()
+    results = getattr(pool, method)(NoticedWhenLoaded, range(50))
+    for number in range(50):
+        assert next(results) == number
+        assert _loaded == list(range(number + 1))
+
+
 def test_a_task_that_raises_stop_iteration_does_not_end_the_loop(stage: Stage) -> None:
     """Its error comes as a RuntimeError, and the results after it come, too."""
 

@@ -394,3 +394,36 @@ def test_an_interrupt_comes_out_where_the_pool_ends_meanwhile() -> None:
     with pytest.raises(Interrupted):
         pump.pump(interrupt_once, [], None)
     assert outer.closed
+
+
+def test_who_joins_is_woken_where_the_engine_ends_before_anybody_knows_that_it_shuts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """He was woken when it ended, looked, and went to sleep again before it was noted that it was told to."""
+    pool = pairpool.ThreadPool(1)
+    pool.apply(identity, (1,))
+    dispatcher = pool._dispatcher
+    shut, waits = dispatcher.engine.shut, threading.Event()
+
+    def shut_and_end(*, kill: bool) -> None:
+        monkeypatch.setattr(dispatcher, "engine_shut", lambda: None)  # whoever it wakes sleeps again
+        shut(kill=kill)
+        until_shut = threading.Event()
+        while not dispatcher.engine.is_shut:
+            until_shut.wait(0.001)
+
+    def is_over() -> bool:
+        waits.set()
+        return bool(dispatcher.shutting and dispatcher.engine.is_shut)
+
+    def join() -> None:
+        dispatcher.wait(is_over, dispatcher.signals)
+
+    monkeypatch.setattr(dispatcher.engine, "shut", shut_and_end)
+    joining = threading.Thread(target=join, daemon=True)
+    joining.start()
+    assert waits.wait(PATIENCE)
+    pool.close()
+    joining.join(PATIENCE)
+    assert not joining.is_alive(), "it never ended"
+    pool.join()
