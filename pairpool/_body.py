@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 from pairpool._codec import Payload
+from pairpool._descriptors import NONE_OWNED, OwnedDescriptors
 from pairpool._packet import DEFINITION_HEAD, TASKS_HEAD, Flag, Mode
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ class Body(NamedTuple):
 
     units: int
     buffers: list[Any]
-    descriptors: tuple[int, ...]
+    descriptors: OwnedDescriptors
     definitions: frozenset[int]  # that ride on it
     needs: tuple[Any, ...]
     retries: bool = False  # outcomes may say that a unit is to run again
@@ -76,11 +77,12 @@ def pack_body(
     definitions = list(definitions)
     count = len(payloads) if count is None else count
     needs: tuple[Any, ...] = ()
-    descriptors: tuple[int, ...] = ()
+    descriptors = NONE_OWNED
     special = [] if are_bytes(payloads) else [payload for payload in payloads if isinstance(payload, Payload)]
-    for payload in [*[carried.payload for carried in definitions], *special]:
-        needs += payload.needs
-        descriptors += payload.descriptors
+    carrying = [*[carried.payload for carried in definitions], *special]
+    if carrying:
+        needs = tuple([need for payload in carrying for need in payload.needs])
+        descriptors = descriptors.and_those_of([payload.descriptors for payload in carrying])
     buffers: list[Any] = [b""]
     if descriptors:
         flags |= Flag.DESCRIPTORS

@@ -31,10 +31,10 @@ from typing import Any, Final, Protocol
 from cloudpickle import cloudpickle
 
 from pairpool._anatomy import ATOMS, CachedFunction, Definition, in_main, is_definition, is_found_by_name
+from pairpool._envelope import PROTOCOL
 from pairpool._ledger import Ledger, Need, binding_of
 from pairpool._namespaces import MAIN_NAMES, Namespace, home_of, namespace, plant
 from pairpool._passing import Collector, Reducer, extra_reducers
-from pairpool._plain import PROTOCOL
 
 SUPPORTED_CLOUDPICKLE: Final = "cloudpickle>=3.0,<4"
 
@@ -121,8 +121,8 @@ class DefinitionPickler(pickle.Pickler):
     One method sees every object that is not of a basic type, before any table of reducers.
     """
 
-    def __init__(self, file: Any) -> None:
-        super().__init__(file, PROTOCOL)
+    def __init__(self, file: Any, buffer_callback: Any = None) -> None:
+        super().__init__(file, PROTOCOL, buffer_callback=buffer_callback)
         self.dispatch_table = {**copyreg.dispatch_table, **PARTS_OF_DEFINITIONS}
         self._registered = extra_reducers()
         self._anonymous: dict[int, Namespace] = {}
@@ -205,8 +205,9 @@ class SendingPickler(DefinitionPickler):
         collector: Collector,
         attempt: Attempt,
         parcels: Parcels | None = None,
+        buffer_callback: Any = None,
     ) -> None:
-        super().__init__(file)
+        super().__init__(file, buffer_callback)
         self.needs: dict[Need, None] = {}
         self.by_value: set[str] = set()  # bindings
         self.functions: list[FunctionType] = []  # that went by value

@@ -1,4 +1,4 @@
-"""What the cgroup (v2) of this process says: limits of processors, and deaths for want of memory."""
+"""What the cgroup (v2) of this process says: limits of processors and memory, and deaths for want of it."""
 
 from __future__ import annotations
 
@@ -22,6 +22,17 @@ def folders() -> Iterator[Path]:
             while folder not in (ROOT, folder.parent):
                 folder = folder.parent
                 yield folder
+
+
+def memory_limit() -> int | None:
+    """Bytes that this process's cgroup may use; None where there is no limit."""
+    limits = []
+    for folder in folders():
+        try:
+            limits.append(int((folder / "memory.max").read_text()))
+        except (OSError, ValueError):
+            pass  # no such file at the root, or "max": no limit at this level
+    return min(limits, default=None)
 
 
 def oom_kills() -> int | None:

@@ -20,7 +20,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
-from pairpool import _descriptors, _framing
+from pairpool import _framing
+from pairpool._descriptors import Owner
 from pairpool.errors import FramingError
 
 SPILLED: Final = 255  # kind of the message that says where another one lies; no _packet.Kind
@@ -52,12 +53,13 @@ def charge(length: int) -> int:
     return length + length // 4 + OVERHEAD
 
 
-def encode(kind: int, ident: int, buffers: Sequence[Any]) -> tuple[bytes, _descriptors.Descriptor | None]:
+def encode(kind: int, ident: int, buffers: Sequence[Any]) -> tuple[bytes, Owner | None]:
     """The message to send, and the memfd that has to travel with it where it was too large."""
     message = _framing.pack(kind, ident, buffers)
     if len(message) <= _framing.MESSAGE_LIMIT:
         return message, None
-    memfd = _descriptors.Descriptor(os.memfd_create("pairpool-spill", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    (memfd,) = map(Owner.fromfd, map(os.memfd_create, ("pairpool-spill",), (flags,)))
     rest = memoryview(message)
     while rest:
         rest = rest[os.write(memfd.fileno(), rest) :]

@@ -12,16 +12,15 @@ The caller has an `Encoder` for each pool, and each worker a `Decoder`.
 from __future__ import annotations
 
 import copyreg
-import enum
 import functools
 import io
 import itertools
 import pickle
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from multiprocessing import reduction
 from multiprocessing.pool import MaybeEncodingError  # type: ignore[attr-defined]  # typeshed has it not
+from sys import getsizeof
 from types import (
     BuiltinFunctionType,
     ClassMethodDescriptorType,
@@ -31,21 +30,25 @@ from types import (
     ModuleType,
     WrapperDescriptorType,
 )
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pairpool import _passing
 from pairpool._anatomy import ATOMS, CachedFunction
 from pairpool._by_value import Attempt, SendingPickler
+from pairpool._envelope import LARGEST_INLINE, PROTOCOL, Large, Sorter
 from pairpool._kept import KeptDefinitions
 from pairpool._ledger import Ledger, Need, Witness
 from pairpool._parcels import ClassParcels
-from pairpool._passing import Collector, OwnedDescriptors, Reducer
-from pairpool._plain import GLOBAL, MAIN, PROTOCOL, PlainPickler
+from pairpool._passing import Collector, Reducer
+from pairpool._payload import Definition, DefinitionKind, Payload, payload_of, says_enough
+from pairpool._plain import GLOBAL, MAIN, PlainPickler
 from pairpool._remote_errors import decode_error, encode_error, safe_repr
 from pairpool._returning import dumps_return
+from pairpool._slab import Arena, Put, put_once
 
 __all__ = [
     "Decoder",
+    "Arrived",
     "Definition",
     "DefinitionKind",
     "Encoder",
@@ -80,46 +83,6 @@ _METHODS_OF_TYPES: Final = (MethodDescriptorType, WrapperDescriptorType, ClassMe
 _idents = itertools.count(1)
 
 
-class DefinitionKind(enum.IntEnum):
-    """How often a worker loads a callable."""
-
-    NAMED = 0  # once: it is found by name
-    BY_VALUE = 1  # once for each definition
-    STATEFUL = 2  # for each chunk: it carries an object, and each chunk gets its own
-
-
-# Not frozen, though nobody changes one: a frozen dataclass takes four times as long to make.
-@dataclass(slots=True, eq=False)
-class Payload:
-    """Pickled bytes, and what they need to be unpickled. Where that is nothing, bytes take its place."""
-
-    data: Any
-    """Bytes; where workers share memory with the caller (_objects.py), the object itself."""
-    needs: tuple[Need, ...] = ()
-    """What a worker must have as the caller has it. Where it has not, it unpickles nothing."""
-    fallback: Payload | None = None
-    """The same by value, if there are needs and it can be had. It may have needs that cannot be avoided."""
-    descriptors: tuple[int, ...] = ()
-    """Travel beside the bytes. Closed by `close()`, or with the last reference to the payload."""
-
-    def close(self) -> None:
-        """Close the descriptors, the fallback's too. A second call does nothing."""
-        if isinstance(self.descriptors, OwnedDescriptors):
-            self.descriptors.close()
-        if self.fallback is not None:
-            self.fallback.close()
-
-
-@dataclass(slots=True, eq=False, weakref_slot=True)
-class Definition:
-    """A callable as it travels."""
-
-    ident: int
-    kind: DefinitionKind
-    payload: Payload
-    name: str = ""  # for people
-
-
 def _name_of(function: object) -> str:
     if isinstance(function, functools.partial):
         return f"partial({_name_of(function.func)})"
@@ -144,6 +107,7 @@ class Encoder:
         self._kept: KeptDefinitions[Definition] = KeptDefinitions(self._ledger)
         self._parcels = ClassParcels(self._ledger)
         self._plain = PlainPickler(_adapt)
+        self.arena = Arena()
         self._expects_main = False  # the latest object had to do with the main module
 
     # Callables.
@@ -162,16 +126,16 @@ class Encoder:
             if not _travels_apart(function):
                 return None, self.dumps((function, arguments, keywords))
             definition = self._define(function)
-        if not keywords and ATOMS.issuperset(map(type, arguments)):
+        if not keywords and ATOMS.issuperset(map(type, arguments)) and _are_small(arguments):
             return definition, pickle.dumps((arguments, keywords), PROTOCOL)
         return definition, self.dumps((arguments, keywords))
 
     def _define(self, function: Callable[..., Any]) -> Definition:
-        data = self._dumps_plainly(function)
+        data = self._dumps_plainly(function, put_once)
         if data is not None:
-            payload, pickler = Payload(data), None
+            payload, pickler = data if isinstance(data, Payload) else Payload(data), None
         else:
-            payload, pickler = self._encode_carefully(function)
+            payload, pickler = self._encode_carefully(function, put_once)
         kind = _kind(function, payload, pickler)
         definition = Definition(next(_idents), kind, payload, _name_of(function))
         if _travels_apart(function) and not payload.descriptors:
@@ -183,26 +147,31 @@ class Encoder:
     def dumps(self, obj: object) -> Payload | bytes:
         """Pickle one object."""
         if not self._expects_main:
-            data = self._dumps_plainly(obj)
+            data = self._dumps_plainly(obj, self.arena.put)
             if data is not None:
                 return data
         return self._dumps_carefully(obj)
 
     def dumps_each(self, objs: Sequence[object], payloads: list[Any]) -> None:
-        """Append to `payloads` what `dumps` returns for each object. What is raised is the next one's.
+        """Append to `payloads` what `dumps` returns for each object, up to the first that is large.
 
-        One by one they cost three times as much.
+        What is raised is the next one's. One by one they cost three times as much.
         """
         before = len(payloads)
         while (done := len(payloads) - before) < len(objs):
+            large = None
             if not self._expects_main:
-                self._dumps_each_plainly(objs[done:], payloads)
+                large = self._dumps_each_plainly(objs[done:], payloads)
                 done = len(payloads) - before
-            if done < len(objs):
+            if large is not None:
+                payloads.append(large)
+            elif done < len(objs):
                 payloads.append(self._dumps_carefully(objs[done]))
+            if type(payloads[-1]) is Payload and payloads[-1].weight:
+                return
 
     def _dumps_carefully(self, obj: object) -> Payload | bytes:
-        payload, pickler = self._encode_carefully(obj)
+        payload, pickler = self._encode_carefully(obj, self.arena.put)
         # Objects that follow are often like this one: spare them the plain attempt.
         self._expects_main = pickler.met_main
         data: bytes = payload.data
@@ -218,13 +187,31 @@ class Encoder:
         """Pickle a list for which `is_atoms` holds. Runs no code of the user's."""
         return pickle.dumps(items, PROTOCOL)
 
-    decode_value: Final = staticmethod(pickle.loads)
-    """Returns a result. Raises what unpickling raises."""
+    @staticmethod
+    def decode_value(data: Any) -> object:
+        """Return a result. Raises what unpickling raises."""
+        return decode_result(data)
+
+    decode_plain: Final = staticmethod(pickle.loads)
+    """Returns a result of those that `are_plain`."""
 
     @staticmethod
-    def are_plain(pickles: Iterable[Any]) -> bool:
+    def are_plain(pickles: Sequence[Any]) -> bool:
         """Tell whether loading these runs no code of the user's: nobody sees when it is done, nor how often."""
+        if Arrived in map(type, pickles):
+            return False
         return _NAMES_SOMETHING.search(b"".join(pickles)) is None and not _EXTENSIONS
+
+    # Memory.
+
+    @property
+    def trim_at(self) -> int | None:
+        """When to `trim`, in ns of the monotonic clock; None where there is no need."""
+        return self.arena.trim_at
+
+    def trim(self) -> None:
+        """Give back to the system the memory of slabs that nobody uses."""
+        self.arena.trim()
 
     # What workers answer.
 
@@ -243,7 +230,7 @@ class Encoder:
 
     # How an object is pickled.
 
-    def _dumps_plainly(self, obj: object) -> bytes | None:
+    def _dumps_plainly(self, obj: object, put: Put) -> bytes | Payload | None:
         """Pickle as the stdlib's pool does; None where that fails, or says too little."""
         try:
             data = self._plain.dumps(obj)
@@ -251,46 +238,60 @@ class Encoder:
             raise
         except Exception:  # not told: the careful attempt raises the same, or the true reason
             return None
+        if isinstance(data, Large):
+            return payload_of(data, put) if says_enough(data) else None
         return None if GLOBAL in data and MAIN in data else data
 
-    def _dumps_each_plainly(self, objs: Sequence[object], pickled: list[Any]) -> None:
-        """Append what `_dumps_plainly` returns for each object, up to the first for which that is None."""
+    def _dumps_each_plainly(self, objs: Sequence[object], pickled: list[Any]) -> bytes | Payload | None:
+        """Append what `_dumps_plainly` returns for each object, up to the first for which that is None.
+
+        The first that is large is returned.
+        """
         try:
-            self._plain.dumps_each(objs, pickled)
+            large = self._plain.dumps_each(objs, pickled)
         except _BOUNDLESS:
             raise
         except Exception:  # not told: as above
-            pass
+            return None
+        return payload_of(large, self.arena.put) if large is not None and says_enough(large) else None
 
-    def _encode_carefully(self, obj: object) -> tuple[Payload, SendingPickler]:
-        payload, pickler = self._pickle(obj, Attempt.FIRST)
+    def _encode_carefully(self, obj: object, put: Put) -> tuple[Payload, SendingPickler]:
+        payload, pickler = self._pickle(obj, Attempt.FIRST, put)
         self._ledger.went_by_value(pickler.by_value)
         if pickler.needs:
             try:
-                payload.fallback = self._fallback(obj)
+                payload.fallback = self._fallback(obj, put)
             except BaseException:
                 payload.close()
                 raise
         return payload, pickler
 
-    def _fallback(self, obj: object) -> Payload | None:
+    def _fallback(self, obj: object, put: Put) -> Payload | None:
         for attempt in (Attempt.FALLBACK, Attempt.CAUTIOUS):
             try:
-                return self._pickle(obj, attempt)[0]
+                return self._pickle(obj, attempt, put)[0]
             except Exception:  # it can only go by name, then
                 continue
         return None
 
-    def _pickle(self, obj: object, attempt: Attempt) -> tuple[Payload, SendingPickler]:
-        file, collector = io.BytesIO(), Collector()
+    def _pickle(self, obj: object, attempt: Attempt, put: Put) -> tuple[Payload, SendingPickler]:
+        file, collector, sorter = io.BytesIO(), Collector(), Sorter()
         parcels = self._parcels if attempt is Attempt.FIRST else None
         try:
-            pickler = SendingPickler(file, self._ledger, collector, attempt, parcels)
+            pickler = SendingPickler(file, self._ledger, collector, attempt, parcels, sorter)
             pickler.dump(obj)
+            data, needs = file.getvalue(), tuple(pickler.needs)
+            if len(data) <= LARGEST_INLINE and not sorter.buffers:
+                return Payload(data, needs, None, collector.take()), pickler
+            return payload_of(Large((data,), sorter.buffers), put, needs, collector.take()), pickler
         except BaseException:
             collector.close()
             raise
-        return Payload(file.getvalue(), tuple(pickler.needs), None, collector.take()), pickler
+
+
+def _are_small(atoms: Sequence[Any]) -> bool:
+    """Tell whether atoms together leave room in a message."""
+    return sum(map(getsizeof, atoms)) <= LARGEST_INLINE
 
 
 class Decoder:
@@ -309,12 +310,13 @@ class Decoder:
         return _passing.loads(data, descriptors)
 
 
-def encode_result(value: object) -> bytes:
+def encode_result(value: object, put: Put = put_once) -> bytes | Payload:
     """Pickle a result; raises MaybeEncodingError as the stdlib's pool does, where that fails."""
-    if type(value) in ATOMS:
+    if type(value) in ATOMS and getsizeof(value) <= LARGEST_INLINE:
         return pickle.dumps(value, PROTOCOL)
     try:
-        return _results.dumps(value)
+        data = _results.dumps(value)
+        return payload_of(data, put) if isinstance(data, Large) else data
     except _BOUNDLESS as error:
         trouble: Exception = error
     except Exception:
@@ -325,9 +327,16 @@ def encode_result(value: object) -> bytes:
     raise MaybeEncodingError(trouble, _Shown(value))
 
 
+class Arrived(NamedTuple):
+    """A pickle that came with a slab."""
+
+    data: Any
+    slab: _passing.Slab
+
+
 def decode_result(data: Any) -> object:
     """Return a result. Raises what unpickling raises."""
-    return pickle.loads(data)
+    return _passing.loads_with_slab(data.data, data.slab) if type(data) is Arrived else pickle.loads(data)
 
 
 def dumps_needs(needs: Iterable[Need]) -> bytes:

@@ -86,14 +86,10 @@ class Core:
     @property
     def look_at(self) -> int | None:
         """When to digest at the latest, in ns, though nothing has come; None: never."""
-        look_at, limit_at, respawn_at = self.scheduler.look_at, self.limits.look_at, self.respawn.at
-        if limit_at is not None and (look_at is None or limit_at < look_at):
-            look_at = limit_at
-        if respawn_at is not None and (look_at is None or respawn_at < look_at):
-            look_at = respawn_at
-        if self._short_since is None:
-            return look_at
-        return self._retry_at if look_at is None else min(look_at, self._retry_at)
+        asked = [self.scheduler.look_at, self.limits.look_at, self.respawn.at, self.encoder.trim_at]
+        if self._short_since is not None:
+            asked.append(self._retry_at)
+        return min([moment for moment in asked if moment is not None], default=None)
 
     def digest(self) -> None:
         scheduler, events, actions = self.scheduler, self.events, self.scheduler.actions
@@ -144,6 +140,8 @@ class Core:
             self.engine.flush()
         look_at = self.look_at
         if look_at is not None:
+            if look_at == self.encoder.trim_at and look_at <= self._now():
+                self.encoder.trim()
             self.engine.watch_until(look_at)
         for feeder in self.feeders.values():
             feeder.nudge()

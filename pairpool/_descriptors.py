@@ -35,21 +35,31 @@ zygote does: `_nursery`, "Ends").
 from __future__ import annotations
 
 import os
+import select
 import sys
 import threading
 import traceback
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from io import FileIO
 from itertools import starmap
-from typing import Any, Protocol
+from typing import Any, Final, Protocol, Self, TypeAlias
 
 
-class Owner(Protocol):
+class Closable(Protocol):
     """Whatever owns descriptors: closing it twice does no harm."""
 
     def close(self) -> None: ...
+
+
+Owner: TypeAlias = select.epoll
+"""Owns one descriptor, of whatever kind, and closes it without a word when it is collected.
+
+Of the types written in C the one that does: in a ``__del__`` of ours, which runs in the midst of a call, Python would
+swallow an interrupt.
+"""
 
 
 class Descriptor:
@@ -83,20 +93,48 @@ class Descriptor:
         return "<Descriptor closed>" if self._file.closed else f"<Descriptor {self.fileno()}>"
 
 
+class OwnedDescriptors(tuple[int, ...]):  # noqa: SLOT001  (a tuple cannot have slots)
+    """Duplicated descriptors, closed by `close()` or else with the last reference."""
+
+    _owners: Sequence[Owner] = ()
+
+    def __new__(cls, owners: Sequence[Owner]) -> Self:
+        """Own the descriptors of these."""
+        owned = super().__new__(cls, (owner.fileno() for owner in owners))
+        owned._owners = owners
+        return owned
+
+    def close(self) -> None:
+        """Close them. A second call does nothing."""
+        close_owners(self._owners)
+
+    def and_those_of(self, others: Iterable[OwnedDescriptors]) -> OwnedDescriptors:
+        """Return these and others, one after another; whoever has them keeps them open."""
+        return OwnedDescriptors([*self._owners, *[owner for other in others for owner in other._owners]])
+
+
+NONE_OWNED: Final = OwnedDescriptors(())
+
+
+def close_owners(owners: Iterable[Owner]) -> None:
+    """Close descriptors in one step, which no signal handler can split."""
+    deque(map(Owner.close, owners), maxlen=0)
+
+
 _numbers: set[int] = set()
 # Not a WeakSet: removing itself from a set is one step in C for a reference, and the hook, which
 # each fork of a worker runs, copies fewer pages.
-_owners: set[weakref.ref[Owner]] = set()
+_owners: set[weakref.ref[Closable]] = set()
 _callbacks: list[weakref.ref[Callable[[], object]]] = []
 
 # What the fork that a thread is about to make leaves open, by that thread's identity (which the
 # child's only thread keeps).
-_spared: dict[int, tuple[int | Owner, ...]] = {}
+_spared: dict[int, tuple[int | Closable, ...]] = {}
 
 _hooked = False
 
 
-def register(*items: int | Owner) -> None:
+def register(*items: int | Closable) -> None:
     """Have these descriptors closed in every forked child."""
     _hook_forks()
     for item in items:
@@ -106,7 +144,7 @@ def register(*items: int | Owner) -> None:
             _owners.add(weakref.ref(item, _owners.discard))
 
 
-def unregister(*items: int | Owner) -> None:
+def unregister(*items: int | Closable) -> None:
     """Leave these descriptors alone from now on; those that are not registered are ignored."""
     for item in items:
         if isinstance(item, int):
@@ -115,7 +153,7 @@ def unregister(*items: int | Owner) -> None:
             _owners.discard(weakref.ref(item))
 
 
-def close(*items: int | Owner) -> None:
+def close(*items: int | Closable) -> None:
     """Unregister and close these descriptors, in this order."""
     for item in items:
         unregister(item)
@@ -132,7 +170,7 @@ def close_all(numbers: Iterable[int]) -> None:
 
 
 @contextmanager
-def spare(*items: int | Owner) -> Iterator[None]:
+def spare(*items: int | Closable) -> Iterator[None]:
     """Leave these descriptors open, and registered, in a child that this thread forks meanwhile."""
     ident = threading.get_ident()
     _spared[ident] = items
@@ -166,7 +204,7 @@ def _hook_forks() -> None:
 def _after_fork_in_child() -> None:
     spared = _spared.pop(threading.get_ident(), ())
     _spared.clear()
-    items: list[int | Owner | None] = [*_numbers, *[reference() for reference in _owners]]
+    items: list[int | Closable | None] = [*_numbers, *[reference() for reference in _owners]]
     for item in items:
         if item is None or item in spared:
             continue

@@ -17,13 +17,16 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from pairpool._codec import Payload
 from pairpool._pacing import DEPTH, MAX_UNITS
+from pairpool._size import transit_limit
 from pairpool._waiting import Settable, Signal, wake_all
 
 if TYPE_CHECKING:
     from pairpool._dispatch import Dispatcher
     from pairpool._jobs import BatchJob
 
+MUCH = 1 << 23  # bytes in slabs under way, beyond which a job keeps no more ready than its slots can soon begin
 PORTION = 64  # items of a list pickled in one go: so that the pool begins before the last is pickled
 CLOSED = object()  # the last entry of `fresh`: there will be no more
 
@@ -41,7 +44,10 @@ class Feeder:
         self._refusal = refusal
         self._portion = PORTION if type(items) in (list, tuple) else 1  # units; pulling any other item may block
         self.threaded = False  # a thread of its own feeds, not a waiting caller
+        self._units: list[Any] = []  # pulled, and not pickled yet
+        self._exhausted = False
         self._fed = 0  # units
+        self._weight = 0  # bytes of slabs that they took
         self._over = False
         self.job = job
         self.fresh: list[Any] = []  # payload, or what was raised instead of one, or CLOSED
@@ -51,12 +57,19 @@ class Feeder:
         """Whether the pool may soon have no more units of this job."""
         if self._over:
             return False
-        plan = self.job.plan
-        return self._fed - plan.next < self._appetite()
+        plan, slots = self.job.plan, max(1, len(self._dispatcher.scheduler.slots))
+        if self._fed - plan.next >= self._appetite(slots):
+            return False
+        weight = self._weight - self.job.settled_weight
+        if weight <= MUCH:
+            return True
+        # What is large is kept ready for each slot and no more, so that its slabs are soon used again; and where that
+        # would take too much of the memory, less.
+        under_way = self._fed - plan.settled
+        return under_way < 1 or (under_way < 2 * slots and weight // under_way * (under_way + 1) <= transit_limit())
 
-    def _appetite(self) -> int:
+    def _appetite(self, slots: int) -> int:
         """Units to keep ready: what all slots may hold, and as much again."""
-        slots = max(1, len(self._dispatcher.scheduler.slots))
         unit_ns = self.job.plan.unit_ns
         depth = DEPTH // unit_ns if unit_ns else 1
         return 2 * slots * max(1, min(depth, MAX_UNITS))
@@ -76,19 +89,24 @@ class Feeder:
         try:
             if self._items is None:
                 self._items = iter(self._source)
-            units = self._pull()
+            if not self._units:
+                units = self._pull()
+                exhausted = len(units) < self._portion
+                # commit
+                self._units = units
+                self._exhausted = exhausted
         except Exception as error:
             # As in the stdlib's Pool: the item at this position raises, and it is the last one.
             self._leave([error, CLOSED])
             return
         entries: list[Any] = []
         try:
-            self._pickle(units, entries)
+            self._pickle(entries)
         except BaseException:
             if entries:
                 self._leave(entries)  # those before it come to their results
             raise
-        if len(units) < self._portion:
+        if self._exhausted and len(entries) == len(self._units):
             entries.append(CLOSED)
         self._leave(entries)
 
@@ -100,9 +118,9 @@ class Feeder:
             return list(islice(self._items, portion))
         return list(filter(None, [list(islice(self._items, size)) for _ in range(portion)]))
 
-    def _pickle(self, units: list[Any], entries: list[Any]) -> None:
-        """Appends to `entries` what comes of each unit: its payload, or the error."""
-        refusal, dumps_each = self._refusal, self._dispatcher.encoder.dumps_each
+    def _pickle(self, entries: list[Any]) -> None:
+        """Appends to `entries` what comes of each unit, up to one that is large: its payload, or the error."""
+        units, refusal, dumps_each = self._units, self._refusal, self._dispatcher.encoder.dumps_each
         if refusal is not None:
             entries += [refusal] * len(units)
         while len(entries) < len(units):
@@ -112,14 +130,22 @@ class Feeder:
                 if len(entries) == len(units):
                     raise  # no unit's: a signal handler's, that struck after the last
                 entries.append(error)
+            if type(entries[-1]) is Payload and entries[-1].weight:
+                return
 
     def _leave(self, entries: list[Any]) -> None:
         over = entries[-1] is CLOSED
-        fed = self._fed + len(entries) - over
-        fresh = self.fresh
+        number = len(entries) - over
+        fed = self._fed + number
+        weight = self._weight
+        if number and type(entries[number - 1]) is Payload:
+            weight += entries[number - 1].weight
+        fresh, units = self.fresh, self._units
         # commit
         self._over = over
         self._fed = fed
+        self._weight = weight
+        del units[:number]
         fresh += entries
 
         if self._dispatcher.starving or self._over:

@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from typing import Any
 
-from pairpool import _channel, _descriptors, _framing, errors
+from pairpool import _channel, _codec, _descriptors, _framing, _slab, errors
 from pairpool._cgroup import OomWatch
 from pairpool._outbox import Outbox
-from pairpool._packet import COMMITTED_HEAD, OUTCOMES_HEAD, Kind, OutcomeMode, Reason, Status
+from pairpool._packet import COMMITTED_HEAD, OUTCOMES_HEAD, PLACED, Kind, OutcomeMode, Reason, Status
 from pairpool._page import DUMP_SIGNAL, INTERRUPT_SIGNAL, Mark, Page, Phase
 from pairpool._zygote import Spawned
 from pairpool.engines import Event, Handlers, Outcomes, SlotEnd
@@ -229,9 +229,9 @@ class WorkerHandle:
     def _read(self, message: bytes, received: tuple[int, ...]) -> Event:
         """What a message says. Raises FramingError, IndexError or struct.error where that is nonsense."""
         handlers = self._handlers
-        kind, ident, buffers, _ = _channel.decode(message, received)
+        kind, ident, buffers, slabs = _channel.decode(message, received)
         if kind == Kind.OUTCOMES:
-            return handlers.on_outcomes, self._outcomes(ident, buffers)
+            return handlers.on_outcomes, self._outcomes(ident, buffers, slabs)
         if kind == Kind.REFUSED:
             return handlers.on_refused, (self.slot, ident, struct.unpack(f"<{len(buffers[0]) // 2}H", buffers[0]))
         if kind == Kind.READY:
@@ -242,10 +242,10 @@ class WorkerHandle:
             return handlers.on_failed, (self.slot, _initializer_error(buffers[0]))
         raise errors.FramingError(f"a worker sent a message of kind {kind}")
 
-    def _outcomes(self, packet: int, buffers: Sequence[Any]) -> Outcomes:
+    def _outcomes(self, packet: int, buffers: Sequence[Any], slabs: tuple[int, ...] = ()) -> Outcomes:
         """Reads and checks the outcomes of a packet."""
         mode, offset, units, took = OUTCOMES_HEAD.unpack(buffers[0])
-        payloads = buffers[1:]
+        payloads = _with_slabs(buffers[1:-1], buffers[-1], slabs) if slabs else buffers[1:]
         highest: int = Status.OK
         if mode == OutcomeMode.SHARED:
             sound = len(payloads) == 1
@@ -274,6 +274,32 @@ class WorkerHandle:
         # commit
         events[0] = (self._handlers.on_came_back, ident)
         _closed = [*closing_all]
+
+
+def _with_slabs(buffers: Sequence[Any], places: Any, slabs: tuple[int, ...]) -> Sequence[Any]:
+    """Statuses and payloads, those with their slabs that came with one."""
+    opened = list(buffers)
+    try:
+        for descriptor, (place, size) in zip(slabs, PLACED.iter_unpack(places), strict=True):
+            _slab.check(descriptor, size)
+            opened[1 + place] = _codec.Arrived(opened[1 + place], _kept(descriptor, size))
+    except (OSError, ValueError) as error:
+        raise errors.FramingError(f"a result in a slab that is none: {error}") from error
+    return opened
+
+
+def _kept(descriptor: int, size: int) -> Any:
+    """A slab for later: a duplicate of its descriptor, or a copy where there are too many descriptors."""
+    try:
+        (owner,) = map(_descriptors.Owner.fromfd, map(os.dup, (descriptor,)))
+        if owner.fileno() < _slab.highest():
+            return owner
+    except OSError:
+        pass  # none is free
+    try:
+        return _slab.copy(descriptor, size)
+    except (OSError, MemoryError) as error:
+        return error  # of this result alone
 
 
 def _highest_in_records(records: Any, units: int) -> int:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 from pairpool import _states, errors
 from pairpool._body import Body, fitting, pack_body, table, takes
 from pairpool._codec import Definition, DefinitionKind, Payload
+from pairpool._descriptors import NONE_OWNED
 from pairpool._packet import TASKS_HEAD, Flag, Mode, Status
 from pairpool._record import Record
 from pairpool._terms import Terms, Tries
@@ -33,6 +34,13 @@ class Encoder(Protocol):
     def nothing(self) -> Payload | bytes:
         """The payload of a unit that is not to be run."""
 
+    @property
+    def trim_at(self) -> int | None:
+        """When to `trim`, in ns of the monotonic clock; None where there is no need."""
+
+    def trim(self) -> None:
+        """Gives back memory that is kept for later and was not used."""
+
     def definition(self, function: Callable[..., Any]) -> Definition: ...
     def call(
         self, function: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]
@@ -44,6 +52,7 @@ class Encoder(Protocol):
     def refuse(self, needs: Any) -> None: ...
     def dumps_needs(self, needs: Any) -> Any: ...
     def decode_value(self, data: Any) -> Any: ...
+    def decode_plain(self, data: Any) -> Any: ...
     def are_plain(self, payloads: Any) -> bool: ...
     def decode_error(self, data: Any) -> BaseException: ...
 
@@ -155,7 +164,7 @@ class CallJob:
             return None
         name = 0 if definition is None else definition.ident
         head = TASKS_HEAD.pack(Mode.CALLS, Flag.VISIBLE, 0, 1, 0, 0, self.plan.ready)
-        return Body(1, [head, name.to_bytes(8, "little"), payload], (), _NONE_RIDE, ())
+        return Body(1, [head, name.to_bytes(8, "little"), payload], NONE_OWNED, _NONE_RIDE, ())
 
     def digest(self) -> None:
         """Hands the recorded outcomes to their sinks."""
@@ -257,6 +266,7 @@ class BatchJob:
         self.items = items
         self.records: deque[Record] = deque()  # outcomes not yet handed to the sink
         self.prepared: dict[int, Payload | bytes] = {}  # by unit, until settled; filled by the feeder
+        self.settled_weight = 0  # bytes of slabs
         self.failures: dict[int, BaseException] = {}  # units that cannot be sent, and why
         self._encoder = encoder
         self._definitions = [definition]
@@ -344,6 +354,7 @@ class BatchJob:
                 for payload in map(self.prepared.pop, units, itertools.repeat(None)):
                     if isinstance(payload, Payload) and payload.descriptors:
                         payload.close()
+                        self.settled_weight += payload.weight
             error = self.sink.take(record, self.records)
             if error is not None:
                 failed.append(error)
@@ -381,15 +392,10 @@ class BatchJob:
         """These units cannot be sent: they travel as nothing, and end with `error`."""
         for unit in range(first, first + count):
             self.failures[unit] = error
-            payload = self.prepared.pop(unit, None)
-            if isinstance(payload, Payload) and payload.descriptors:
-                payload.close()
+            self.prepared.pop(unit, None)
 
     def close(self) -> None:
-        """Drops whatever has not been sent."""
-        for payload in self.prepared.values():
-            if isinstance(payload, Payload) and payload.descriptors:
-                payload.close()
+        """Drops whatever has not been sent. What is about to be keeps its descriptors until then."""
         self.prepared.clear()
 
 

@@ -22,6 +22,7 @@ class ObjectEncoder:
     """The caller's half."""
 
     nothing = Payload(NOTHING)
+    trim_at = None
 
     def definition(self, function: Callable[..., Any]) -> Definition:
         return Definition(next(_idents), DefinitionKind.NAMED, Payload(function))
@@ -43,6 +44,7 @@ class ObjectEncoder:
     def is_atoms(self, items: Any) -> bool:
         return True  # nothing is copied, so nothing can be shared wrongly
 
+    def trim(self) -> None: ...
     def accept(self, needs: Any) -> None: ...
     def refuse(self, needs: Any) -> None: ...
 
@@ -52,6 +54,8 @@ class ObjectEncoder:
     @staticmethod
     def decode_value(data: Any) -> Any:
         return data
+
+    decode_plain = decode_value
 
     @staticmethod
     def are_plain(_: Any) -> bool:
@@ -71,6 +75,12 @@ class ObjectCodec:
 
     def loads(self, data: Any, descriptors: Sequence[int]) -> Any:
         return data
+
+    def loads_unit(self, unit: int, data: Any, descriptors: Sequence[int]) -> Any:
+        return data
+
+    def held(self) -> bytes:
+        return b""
 
     def kept(self, data: Any) -> Any:
         return data

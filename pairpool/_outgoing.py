@@ -1,4 +1,4 @@
-"""Packets that a local engine is about to send: what is in its outbox, and the memfds of those that were too large.
+"""Packets that a local engine is about to send, with the descriptors that go with them.
 
 All of it runs with the dispatcher's lock held, may be interrupted anywhere and is then done again.
 """
@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pairpool import _channel, _descriptors, _framing
+from pairpool import _channel, _framing
+from pairpool._descriptors import OwnedDescriptors
 from pairpool._handle import WorkerHandle
 from pairpool._packet import Kind
 from pairpool.engines import Handlers
@@ -23,16 +24,17 @@ class Outgoing:
 
     def __init__(self) -> None:
         self.entries: deque[Any] = deque()  # (socket, message, descriptors), in the order in which they are to be sent
-        self._spills: deque[tuple[tuple[int, ...], _descriptors.Descriptor]] = deque()
 
     def pack(
-        self, handle: WorkerHandle, packet: int, buffers: Sequence[Any], descriptors: tuple[int, ...]
+        self, handle: WorkerHandle, packet: int, buffers: Sequence[Any], descriptors: OwnedDescriptors
     ) -> tuple[Any, int]:
-        """An entry, and what it takes of the worker's credit. Raises OSError where there is no room for a memfd."""
+        """An entry, and what it takes of the worker's credit. Raises OSError where there is no room for a memfd.
+
+        The entry keeps its descriptors open, whatever becomes of what they belong to.
+        """
         message, memfd = _channel.encode(Kind.TASKS, packet, buffers)
         if memfd is not None:
-            descriptors = (memfd.fileno(), *descriptors)
-            self._spills.append((descriptors, memfd))
+            descriptors = OwnedDescriptors([memfd]).and_those_of([descriptors])
         return (handle.tasks, message, descriptors), _channel.charge(len(message))
 
     def flush(self, handlers: Handlers, condemn: Callable[[Any], None]) -> bool:
@@ -44,7 +46,6 @@ class Outgoing:
                 break
             except OSError as error:
                 self._drop_first(error, handlers, condemn)
-        self._close_spills()
         return taken
 
     def _drop_first(self, error: OSError, handlers: Handlers, condemn: Callable[[Any], None]) -> None:
@@ -59,15 +60,6 @@ class Outgoing:
         # commit
         events += told
         del entries[0]
-
-    def _close_spills(self) -> None:
-        while self._spills:
-            # The kernel holds what was sent; what was packed and then not sent (an interrupt) is nobody's.
-            descriptors, memfd = self._spills[0]
-            if any(entry[2] is descriptors for entry in self.entries):
-                return
-            memfd.close()
-            del self._spills[0]
 
     def drop(self, handle: WorkerHandle) -> None:
         """Drops what was to be sent to a worker that has ended."""

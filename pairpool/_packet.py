@@ -17,6 +17,7 @@ Outcomes (Kind.OUTCOMES, ident = number of the packet)
     [0]  OUTCOMES_HEAD: mode, first unit (counted within the packet), units, nanoseconds they took
     [..] OutcomeMode.SHARED: one payload, a list of all values
          OutcomeMode.SEPARATE: one Status byte a unit, then one payload a unit
+    [..] where descriptors of slabs came along: PLACED for each of them, in the order of the payloads that they are of
 """
 
 from __future__ import annotations
@@ -91,3 +92,4 @@ TASKS_HEAD = struct.Struct("<BBHIIQQ")
 DEFINITION_HEAD = struct.Struct("<QB")
 OUTCOMES_HEAD = struct.Struct("<BxxxIIQ")
 COMMITTED_HEAD = struct.Struct("<IB")
+PLACED = struct.Struct("<IQ")  # place among the payloads of a message, bytes of its slab

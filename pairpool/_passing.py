@@ -11,46 +11,24 @@ from __future__ import annotations
 
 import os
 import pickle
-import select
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import context, reduction
-from typing import Any, Self, cast
+from typing import Any, cast
+
+from pairpool import _slab
+from pairpool._descriptors import NONE_OWNED, OwnedDescriptors, Owner, close_owners
 
 Reducer = Callable[[Any], Any]
-
-# Owns a descriptor of whatever kind: of the types written in C the one that closes it without a word when it is
-# collected. In a `__del__` of ours, which runs in the midst of a call, Python would swallow an interrupt.
-_Owner = select.epoll
-
-
-class OwnedDescriptors(tuple[int, ...]):  # noqa: SLOT001  (a tuple cannot have slots)
-    """Duplicated descriptors, closed by `close()` or else with the last reference."""
-
-    _owners: Sequence[_Owner] = ()
-
-    def __new__(cls, owners: Sequence[_Owner]) -> Self:
-        """Own the descriptors of these."""
-        owned = super().__new__(cls, (owner.fileno() for owner in owners))
-        owned._owners = owners
-        return owned
-
-    def close(self) -> None:
-        """Close them. A second call does nothing."""
-        _close_all(self._owners)
-
-
-def _close_all(owners: Iterable[_Owner]) -> None:
-    """Close descriptors in one step, which no signal handler can split."""
-    deque(map(_Owner.close, owners), maxlen=0)
+Slab = Owner | bytearray | BaseException
+"""A descriptor by which a slab can be read; or what was in it; or why that cannot be told."""
 
 
 class Collector:
     """Takes duplicates of the descriptors in what is being pickled."""
 
     def __init__(self) -> None:
-        self._collected: list[_Owner] = []
+        self._collected: list[Owner] = []
 
     def reduce(self, reducer: Reducer, obj: object) -> Any:
         """Run a registered reducer, so that the descriptors which it passes come here."""
@@ -63,23 +41,23 @@ class Collector:
         finally:
             context.set_spawning_popen(outer)
 
-    def take(self) -> tuple[int, ...]:
+    def take(self) -> OwnedDescriptors:
         """Return the descriptors; they are the caller's from now on."""
         if not self._collected:
-            return ()
+            return NONE_OWNED
         owned = OwnedDescriptors(self._collected)
         self._collected = []
         return owned
 
     def close(self) -> None:
         """Close what was not taken."""
-        _close_all(self._collected)
+        close_owners(self._collected)
 
     # What `reduction.DupFd` calls.
 
     def duplicate_for_child(self, descriptor: int) -> int:
         # One operation: an interrupt cannot come between the duplicate and its record.
-        self._collected += map(_Owner.fromfd, map(os.dup, (descriptor,)))
+        self._collected += map(Owner.fromfd, map(os.dup, (descriptor,)))
         return len(self._collected) - 1
 
     def DupFd(self, index: int) -> PassedDescriptor:  # noqa: N802  (the stdlib's name)
@@ -99,8 +77,14 @@ class PassedDescriptor:
 class ArrivedDescriptor:
     """A descriptor that came with the pickle being loaded; closed where nobody detaches it."""
 
-    def __init__(self, owner: _Owner) -> None:
+    def __init__(self, owner: Owner) -> None:
         self._owner = owner
+
+    def content(self, size: int) -> Any:
+        """Return what is in the slab that the descriptor leads to, and close it."""
+        content = _slab.content(self._owner.fileno(), size)
+        self._owner.close()
+        return content
 
     def detach(self) -> int:
         """Return a duplicate of the descriptor, which is the caller's from now on, and close this one."""
@@ -111,16 +95,31 @@ class ArrivedDescriptor:
         return duplicate
 
 
+class ArrivedSlab:
+    """A slab that came with the pickle being loaded, which may be loaded again."""
+
+    def __init__(self, slab: Slab) -> None:
+        self._slab = slab
+
+    def content(self, size: int) -> Any:
+        """Return what is in it, for one who may write to it."""
+        if isinstance(self._slab, BaseException):
+            raise self._slab
+        if isinstance(self._slab, bytearray):
+            return self._slab[:size]
+        return _slab.content(self._slab.fileno(), size)
+
+
 class _Arrivals(threading.local):
     """Descriptors that came with the pickle which this thread is loading."""
 
-    waiting: Sequence[ArrivedDescriptor] = ()
+    waiting: Sequence[ArrivedDescriptor | ArrivedSlab] = ()
 
 
 _arrivals = _Arrivals()
 
 
-def claim(index: int) -> ArrivedDescriptor:
+def claim(index: int) -> Any:
     """Return a descriptor of the pickle being loaded."""
     return _arrivals.waiting[index]
 
@@ -129,8 +128,17 @@ def loads(data: Any, descriptors: Sequence[int]) -> Any:
     """Unpickle. The descriptors are consumed, also where this fails."""
     if not descriptors:
         return pickle.loads(data)
+    return _loads_with(data, tuple(map(ArrivedDescriptor, map(Owner.fromfd, descriptors))))
+
+
+def loads_with_slab(data: Any, slab: Slab) -> Any:
+    """Unpickle what came with a slab, which is not consumed."""
+    return _loads_with(data, (ArrivedSlab(slab),))
+
+
+def _loads_with(data: Any, waiting: Sequence[ArrivedDescriptor | ArrivedSlab]) -> Any:
     outer = _arrivals.waiting
-    _arrivals.waiting = tuple(map(ArrivedDescriptor, map(_Owner.fromfd, descriptors)))
+    _arrivals.waiting = waiting
     try:
         return pickle.loads(data)
     finally:

@@ -2,7 +2,8 @@
 
 Making a `pickle.Pickler` costs more than pickling small things with it, and `pickle.dumps` knows no
 reducers but the global ones; so picklers are kept. One that raised, or that has a large memo, is
-not: clearing a memo costs what it has ever held.
+not: clearing a memo costs what it has ever held. What they write goes into a slab where it is large,
+and is not put together before (_envelope.py).
 """
 
 from __future__ import annotations
@@ -14,14 +15,13 @@ from multiprocessing import reduction
 from types import SimpleNamespace
 from typing import Any, Final
 
+from pairpool._envelope import LARGEST_INLINE, PROTOCOL, Large, Sorter
 from pairpool._passing import Reducer, extra_reducers
 
-PROTOCOL: Final = 5
 GLOBAL: Final = pickle.STACK_GLOBAL[0]  # an int: looking for one in bytes takes an eighth of looking for bytes
 MAIN: Final = b"_main__"  # what names the main module has this in it, and GLOBAL
-LARGEST_KEPT = 32 * 1024  # bytes that a pickler may have written in one go and still be kept
 
-_Pickler = tuple[Callable[[Any], None], Callable[[], None], list[bytes]]
+_Pickler = tuple[Callable[[Any], None], Callable[[], None], list[Any], Sorter]
 
 
 class PlainPickler:
@@ -35,37 +35,39 @@ class PlainPickler:
         self._idle: list[_Pickler] = []
         self._table: dict[Any, Any] = {}
 
-    def dumps(self, obj: object) -> bytes:
+    def dumps(self, obj: object) -> bytes | Large:
         """Pickle one object. Reentrant, and safe to call from several threads."""
         idle = self._idle
-        dump, clear_memo, written = pickler = self._take()
+        dump, clear_memo, written, sorter = pickler = self._take()
         dump(obj)
-        data = b"".join(written)
-        if len(data) <= LARGEST_KEPT:
+        if len(written) == 1 and len(written[0]) <= LARGEST_INLINE and not sorter.buffers:
+            data: bytes = written[0]
             clear_memo()
             written.clear()
             idle.append(pickler)
-        return data
+            return data
+        return Large(written, sorter.buffers)
 
-    def dumps_each(self, objs: Iterable[object], pickled: list[bytes]) -> None:
+    def dumps_each(self, objs: Iterable[object], pickled: list[bytes]) -> Large | None:
         """Append the pickle of each object to `pickled`, up to the first that names something in the main module.
 
-        What is raised is the next one's. Reducers registered meanwhile are used from the next call on.
+        The first that is large is returned, and ends it as well. What is raised is the next one's. Reducers registered
+        meanwhile are used from the next call on.
         """
         idle = self._idle
-        dump, clear_memo, written = pickler = self._take()
+        dump, clear_memo, written, sorter = pickler = self._take()
         for obj in objs:
             dump(obj)
-            data = b"".join(written)
-            if len(data) <= LARGEST_KEPT:
-                clear_memo()
-                written.clear()
-            else:
-                dump, clear_memo, written = pickler = self._take()
+            if len(written) > 1 or len(written[0]) > LARGEST_INLINE or sorter.buffers:
+                return Large(written, sorter.buffers)
+            data = written[0]
+            clear_memo()
+            written.clear()
             if GLOBAL in data and MAIN in data:
                 break
             pickled.append(data)
         idle.append(pickler)
+        return None
 
     def _take(self) -> _Pickler:
         """A pickler that nobody uses. It is kept in what was `_idle` before, so that it never is with newer ones."""
@@ -86,7 +88,8 @@ class PlainPickler:
         self._global, self._registered = globals_, registered
 
     def _make(self) -> _Pickler:
-        written: list[bytes] = []
-        pickler = pickle.Pickler(SimpleNamespace(write=written.append), PROTOCOL)
+        written: list[Any] = []
+        sorter = Sorter()
+        pickler = pickle.Pickler(SimpleNamespace(write=written.append), PROTOCOL, buffer_callback=sorter)
         pickler.dispatch_table = self._table
-        return pickler.dump, pickler.clear_memo, written
+        return pickler.dump, pickler.clear_memo, written, sorter

@@ -22,7 +22,7 @@ from multiprocessing.pool import MaybeEncodingError, RemoteTraceback  # type: ig
 from types import BuiltinFunctionType, CodeType, FunctionType, TracebackType, WrapperDescriptorType
 from typing import Any, Final, NamedTuple
 
-from pairpool._plain import PROTOCOL
+from pairpool._envelope import PROTOCOL
 from pairpool._returning import ReturningPickler
 
 MOST_NODES = 1000  # of a chain; what is behind them is left out

@@ -27,10 +27,10 @@ from pairpool._by_value import (
     is_special,
     restore_returned_function,
 )
+from pairpool._envelope import PROTOCOL
 from pairpool._ledger import binding_of
 from pairpool._namespaces import Namespace
 from pairpool._passing import extra_reducers
-from pairpool._plain import PROTOCOL
 
 _unfinished: set[str] = set()  # tracking numbers of classes made here and not yet filled
 

@@ -26,6 +26,7 @@ from pairpool._packet import (
     Status,
 )
 
+MOST_TOGETHER = 64  # outcomes in a message where many are in slabs: it can carry 253 descriptors
 LONGEST_COMMIT = 16 * 1024  # bytes: a larger payload is sent at once instead of being copied to the outbox
 
 # How a definition is treated (values of _codec.DefinitionKind).
@@ -134,7 +135,11 @@ class Runner:
                 return
         for number in range(n_definitions):
             name, kind = DEFINITION_HEAD.unpack(buffers[at])
-            self._definitions[name] = (kind, self._codec.kept(buffers[at + 1]), shares[number] if shares else ())
+            share = shares[number] if shares else ()
+            if name in self._definitions:
+                _close(share)  # it rides on each packet until the first has been answered
+            else:
+                self._definitions[name] = (kind, self._codec.kept(buffers[at + 1]), share)
             at += 2
         filters = b""
         if flags & Flag.RETRIES:
@@ -196,9 +201,12 @@ class Runner:
             status, payload = failure if failure is not None else self._encode(value)
             statuses[unit] = status
             payloads.append(payload)
-        took = time.monotonic_ns() - started
-        head = OUTCOMES_HEAD.pack(OutcomeMode.SEPARATE, 0, len(values), took)
-        self._send(Kind.OUTCOMES, ident, [head, bytes(statuses), *payloads])
+        took, number = time.monotonic_ns() - started, len(payloads)
+        step = number if sum(map(_is_long, payloads)) <= MOST_TOGETHER else MOST_TOGETHER
+        for first in range(0, number, step):
+            part = payloads[first : first + step]
+            head = OUTCOMES_HEAD.pack(OutcomeMode.SEPARATE, first, len(part), took * len(part) // number)
+            self._send(Kind.OUTCOMES, ident, [head, bytes(statuses[first : first + step]), *part])
 
     def _run_singly(self, ident: int, packet: _Packet, started: int) -> None:
         """Runs unit by unit and sends each outcome before the next is claimed."""
@@ -227,7 +235,7 @@ class Runner:
                 except BaseException as error:
                     status, payload = packet.failure(unit, error)
                     function = None  # `outcome` knows what follows from an error
-            if len(payload) > LONGEST_COMMIT or not append(status, payload):
+            if _is_long(payload) or not append(status, payload):
                 started = self._send_apart(ident, outbox, started, unit, status, payload)
             if look is not None:
                 del payload
@@ -239,7 +247,7 @@ class Runner:
         """Sends what is committed, and an outcome for which there was no room; returns when that was."""
         now = time.monotonic_ns()
         self._send_committed(ident, outbox, now - started)
-        if len(payload) > LONGEST_COMMIT or not outbox.append(status, payload):
+        if _is_long(payload) or not outbox.append(status, payload):
             head = OUTCOMES_HEAD.pack(OutcomeMode.SEPARATE, unit, 1, 0)
             self._send(Kind.OUTCOMES, ident, [head, bytes((status,)), payload])
             outbox.begin(ident, unit + 1)
@@ -400,6 +408,11 @@ class _Packet:
             return False
         offset = 1 if self._mode == Mode.CALLS else 0
         return self._runner._codec.is_nothing(self._payloads[unit + offset])
+
+
+def _is_long(payload: Any) -> bool:
+    """Whether an outcome has its own message: it is large, or more than bytes."""
+    return type(payload) is not bytes or len(payload) > LONGEST_COMMIT
 
 
 def _close(descriptors: Sequence[int]) -> None:

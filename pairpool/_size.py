@@ -1,11 +1,14 @@
-"""How many workers a pool has by default: the CPUs that this process may really use."""
+"""How many workers a pool has by default, and how much memory it takes for what is under way: what is really there."""
 
 from __future__ import annotations
 
 import math
 import os
+from functools import cache
 
 from pairpool import _cgroup
+
+TRANSIT_SHARE = 4  # of the memory, that what is under way may take: one in so many bytes
 
 
 def default_size() -> int:
@@ -20,6 +23,13 @@ def default_size() -> int:
         return max(1, min(cpus, _quota() or cpus, int(most)))
     except ValueError:
         raise ValueError(f"PAIRPOOL_WORKERS must be a number of workers, not {most!r}") from None
+
+
+@cache
+def transit_limit() -> int:
+    """Bytes that a map may have under way: a quarter of the machine's memory, or of what the cgroup may use."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(machine, _cgroup.memory_limit() or machine) // TRANSIT_SHARE
 
 
 def _quota() -> int | None:

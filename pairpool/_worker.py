@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING, Any
 from pairpool import _channel, _codec, _descriptors, _framing
 from pairpool._interrupts import Interrupts
 from pairpool._outbox import Outbox
-from pairpool._packet import Kind
+from pairpool._packet import PLACED, Kind
 from pairpool._page import DUMP_SIGNAL, Page
 from pairpool._runner import Runner
+from pairpool._slab import KEPT, Arena
 
 if TYPE_CHECKING:
     from pairpool._memory import Gauge, Limit
@@ -35,6 +36,11 @@ if TYPE_CHECKING:
 
 SPIN = 50e-6  # seconds a worker keeps looking for its next packet before it sleeps: less than a wake-up costs
 CONTROL_EVERY = 64  # packets after which the control channel is read even if the next packet is there already
+
+IDLE = KEPT // 1_000_000  # ms without work after which a worker gives back the memory of its slabs
+
+_PAYLOADS = 2  # place of the first payload among the buffers of outcomes that have one each
+_ONLY_BYTES = frozenset((bytes,))
 
 # Why the kernel may refuse to send for a while: no memory, or as many descriptors in flight as this user may have.
 _REFUSALS = frozenset((errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS))
@@ -116,9 +122,10 @@ def _forget_asked() -> None:
 class _PickleCodec:
     """The codec as the runner takes it."""
 
-    def __init__(self) -> None:
+    def __init__(self, slabs: Arena) -> None:
         decoder = _codec.Decoder()  # before the initializer runs: it remembers what the main module had
         self._refused = decoder.refused
+        self._slabs = slabs
         self.loads = decoder.loads
 
     def refused(self, data: Any) -> bytes | None:
@@ -137,8 +144,8 @@ class _PickleCodec:
     def encode_values(self, values: list[Any]) -> bytes | None:
         return _codec.Encoder.dumps_atoms(values) if _codec.Encoder.is_atoms(values) else None
 
-    def encode_value(self, value: Any) -> bytes:
-        return _codec.encode_result(value)
+    def encode_value(self, value: Any) -> Any:
+        return _codec.encode_result(value, self._slabs.put)
 
     def encode_error(self, error: BaseException) -> bytes:
         # A result that cannot be pickled is no error of the task: as in the stdlib it shows no remote traceback.
@@ -162,7 +169,8 @@ class Worker:
         self._gauge = gauge
         self._look = None if gauge is None else self._look_at_gauge
         # Who has no options about memory makes no call more for them.
-        codec, self._send = _PickleCodec(), self.send
+        self._slabs = Arena()
+        codec, self._send = _PickleCodec(self._slabs), self.send
         if limit is not None:
             self._send = limit.lifting(self.send)
             codec.encode_values = limit.lifting(codec.encode_values)  # type: ignore[method-assign]
@@ -176,15 +184,21 @@ class Worker:
 
     def send(self, kind: int, ident: int, buffers: Sequence[Any]) -> None:
         """Sends one message, blocking while the channel is full."""
+        descriptors: tuple[int, ...] = ()
+        if not _ONLY_BYTES.issuperset(map(type, buffers)):
+            buffers, descriptors = _placed(buffers)
         message, memfd = _channel.encode(kind, ident, buffers)
+        if memfd is not None:
+            descriptors = (memfd.fileno(), *descriptors)
         while True:
             try:
-                if memfd is None:
+                if descriptors:
+                    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+                    self._tasks.sendmsg([message], rights)
+                else:
                     self._tasks.sendall(message)
-                    return
-                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", (memfd.fileno(),)))]
-                self._tasks.sendmsg([message], rights)
-                memfd.close()
+                if memfd is not None:
+                    memfd.close()
                 return
             except OSError as error:
                 if error.errno not in _REFUSALS:
@@ -208,7 +222,8 @@ class Worker:
                 since_control += 1
                 if since_control < CONTROL_EVERY:
                     continue
-            else:
+            elif not poll.poll(None if self._slabs.trim_at is None else IDLE):
+                self._slabs.trim()
                 poll.poll()
             since_control = 0
             self._read_control()
@@ -243,3 +258,17 @@ class Worker:
                 self._runner.forget(buffers[0].cast("Q"))
             elif kind == Kind.ROUSE:
                 self.send(Kind.READY, slot, [])
+
+
+def _placed(buffers: Sequence[Any]) -> tuple[list[Any], tuple[int, ...]]:
+    """The buffers of outcomes some of which lie in slabs, and the slabs' descriptors."""
+    sent, descriptors, places = list(buffers), list[int](), list[bytes]()
+    for place, payload in enumerate(buffers[_PAYLOADS:]):
+        if type(payload) is _codec.Payload:
+            sent[_PAYLOADS + place] = payload.data
+            if payload.weight:
+                descriptors += payload.descriptors
+                places.append(PLACED.pack(place, payload.weight))
+    if places:
+        sent.append(b"".join(places))
+    return sent, tuple(descriptors)

@@ -50,7 +50,7 @@ def decode_all(dispatcher: Dispatcher, payloads: Sequence[Any]) -> list[Outcome]
     if not encoder.are_plain(payloads):
         return None
     try:
-        return list(zip(repeat(True), map(encoder.decode_value, payloads)))
+        return list(zip(repeat(True), map(encoder.decode_plain, payloads)))
     except BaseException as error:
         if came_from_handler(error):
             raise

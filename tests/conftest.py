@@ -13,6 +13,7 @@ import pairpool
 from holdings import Holdings, remains
 from interruptions import Undisturbed
 from pairpool import _core
+from pairpool._codec import Encoder
 from scenarios import Clock, NoThread, Stage
 from tasks import Line
 
@@ -51,6 +52,14 @@ def no_leftovers(request: pytest.FixtureRequest) -> Iterator[None]:
 def start_method(request: pytest.FixtureRequest) -> str:
     """Each start method in turn."""
     return str(request.param)
+
+
+@pytest.fixture(params=[True, False], ids=["inherited", "verified"])
+def encoder(request: pytest.FixtureRequest) -> Iterator[Encoder]:
+    """An encoder of either sort."""
+    encoder = Encoder(inherited=request.param)
+    yield encoder
+    encoder.trim()
 
 
 def _pools_of(library: Any) -> Iterator[MakePool]:

@@ -43,14 +43,14 @@ STOREYS = {
     "transport": Storey("_channel _page _outbox _slab", "errors words descriptors framing"),
     "pickling": Storey(
         "_namespaces _anatomy _fingerprint _ledger _by_value _kept _parcels _passing _plain _returning "
-        "_remote_errors _codec",
-        "errors",
+        "_remote_errors _envelope _payload _codec",
+        "errors descriptors transport",
         doors="_codec",
     ),
     "worker": Storey("_runner _interrupts _memory _worker", "errors words descriptors framing transport pickling"),
     "zygote": Storey("_orders _surroundings _nursery _birth _zygote", "errors descriptors worker", doors="_zygote"),
     "scheduler": Storey("_scheduler _backlog _roster _pacing _ranges _limits _respawn", "words"),
-    "jobs": Storey("_jobs _body _record _terms _feeder", "errors words pickling worker scheduler"),
+    "jobs": Storey("_jobs _body _record _terms _feeder", "errors words descriptors pickling worker scheduler"),
     "engines": Storey(
         "engines _objects _handle _outgoing _pump engines.inline engines.threads engines.local engines.dask "
         "engines.ray",

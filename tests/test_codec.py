@@ -20,15 +20,9 @@ import codec_things
 from codec_things import LOCAL, Thing, add, arrive, cached, decorated, is_open
 from pairpool import _by_value
 from pairpool._codec import DefinitionKind, Encoder, Payload, loads_needs
-from pairpool._passing import OwnedDescriptors
+from pairpool._descriptors import OwnedDescriptors
 
 NAMED, BY_VALUE, STATEFUL = DefinitionKind
-
-
-@pytest.fixture(params=[True, False], ids=["inherited", "verified"])
-def encoder(request: pytest.FixtureRequest) -> Encoder:
-    """An encoder of either sort."""
-    return Encoder(inherited=request.param)
 
 
 class TestKinds:

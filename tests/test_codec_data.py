@@ -20,12 +20,6 @@ from codec_things import LOCAL, Reducing, Thing, add, arrive, whole
 from pairpool._codec import Encoder, decode_result, encode_result
 
 
-@pytest.fixture(params=[True, False], ids=["inherited", "verified"])
-def encoder(request: pytest.FixtureRequest) -> Encoder:
-    """An encoder of either sort."""
-    return Encoder(inherited=request.param)
-
-
 class TestData:
     """Arguments."""
 
@@ -187,7 +181,8 @@ class TestData:
 
         objs = [shared, large, Reducing(again), large, shared, [shared, shared]]
         payloads: list[Any] = []
-        encoder.dumps_each(objs, payloads)
+        while len(payloads) < len(objs):  # it stops after what is large
+            encoder.dumps_each(objs[len(payloads) :], payloads)
 
         assert [arrive(payload) for payload in payloads] == [shared, large, [], large, shared, [shared, shared]]
         assert payloads[0] == payloads[4] == inner[0] == inner[1] == encoder.dumps(shared)

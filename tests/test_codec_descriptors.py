@@ -20,12 +20,6 @@ from interruptions import Interruption
 from pairpool._codec import Encoder
 
 
-@pytest.fixture(params=[True, False], ids=["inherited", "verified"])
-def encoder(request: pytest.FixtureRequest) -> Encoder:
-    """An encoder of either sort."""
-    return Encoder(inherited=request.param)
-
-
 class Passing:
     """Has a descriptor, which its reducer passes as the documentation of multiprocessing says."""
 

@@ -14,12 +14,6 @@ from codec_things import LOCAL, Reducing, Thing, add, whole
 from pairpool._codec import Decoder, Encoder, decode_result, encode_result
 
 
-@pytest.fixture(params=[True, False], ids=["inherited", "verified"])
-def encoder(request: pytest.FixtureRequest) -> Encoder:
-    """An encoder of either sort."""
-    return Encoder(inherited=request.param)
-
-
 class UnpicklingError(Exception):
     """Raised by what is unpickled."""
 

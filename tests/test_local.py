@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from interruptions import Interrupted
 from liars import LIES, lie, lie_of_a_map, lie_once, worker_here
 from pairpool import _channel, _core, _framing
 from pairpool._codec import Definition, DefinitionKind, Encoder, Payload
+from pairpool._descriptors import OwnedDescriptors
 from pairpool._handle import WorkerHandle
 from pairpool._jobs import BatchJob, Call, CallJob
 from pairpool._worker import Worker
@@ -504,10 +506,16 @@ def test_a_pool_for_which_there_is_no_room_leaves_nothing(method: str) -> None:
 # -- The system has no room for packets --------------------------------------------------------------
 
 
+def _numbers(count: int) -> OwnedDescriptors:
+    """Return numbers in the place of so many descriptors."""
+    owners: Any = [SimpleNamespace(fileno=lambda number=number: number) for number in range(count)]
+    return OwnedDescriptors(owners)
+
+
 def _calls_with(descriptors: int) -> CallJob:
     """Return a job of calls that each have so many descriptors."""
     job, sink = CallJob(Encoder()), AsyncResult(*[None] * 4)  # type: ignore[arg-type]
-    payload = Payload(b"", descriptors=tuple(range(descriptors)))
+    payload = Payload(b"", descriptors=_numbers(descriptors))
     job.calls = {number: Call(None, payload, sink) for number in range(4000)}
     return job
 
@@ -517,7 +525,7 @@ def _items_with(descriptors: int) -> BatchJob:
     function = Definition(1, DefinitionKind.NAMED, Payload(b""))
     sink: Any = None
     job = BatchJob(Encoder(), function, sink, items=None, unit=1, chunk=1, star=False, visible=True)
-    job.prepared = dict.fromkeys(range(4000), Payload(b"", descriptors=tuple(range(descriptors))))
+    job.prepared = dict.fromkeys(range(4000), Payload(b"", descriptors=_numbers(descriptors)))
     return job
 
 

@@ -437,5 +437,6 @@ class LocalEngine:
             handle.close()
         self._handles.clear()
         self._tell_spawned()
+        self.encoder.trim()
         self._pump.release()
         self._wake_kick.close()

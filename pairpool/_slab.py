@@ -1,0 +1,271 @@
+"""Slabs: shared memory in which one process hands large payloads to another.
+
+Theory of operation
+===================
+A slab is a memfd of the sender's, sealed at its size. One payload at a time lies in it, and a descriptor of it travels
+with each message that needs it, so that any packet may be taken back and sent to another worker. The receiver maps it
+privately, closes the descriptor, and gives views of the mapping to whoever unpickles. Nothing but those views keeps the
+mapping: with the last of them it is unmapped, and so is all that was written to it.
+
+Pages that exist are what makes this fast: filling them by memcpy takes a fifth of the time that it takes to have the
+kernel make them. So a slab is used again once nobody can look at it any more, and the kernel tells when that is. Each
+payload travels on an open file of its own, opened for reading through /proc, which has a shared lock (flock(2)). Such a
+lock belongs to the open file: whatever refers to that keeps it, be it a descriptor, a message on its way or a mapping,
+in whatever process, also in one that was forked behind our back. Where the sender can have the exclusive lock nobody
+is left. That takes no message, no bookkeeping and no trust; half a microsecond to ask.
+
+- A slab is first filled by pwrite(2), and by memcpy through a mapping from then on, but no further than it was written
+  before. So no page is touched through a mapping that does not exist yet, and where memory is short there is an
+  OSError and no SIGBUS.
+- What a receiver writes is its own (MAP_PRIVATE), and it could not write to the slab if it wanted to.
+- A slab that comes back late, or never, is given up: its memory is the receiver's then, until he drops it.
+
+Threads: `Arena.put` may be called by any, and from signal handlers. A slab is in one place at a time, a deque of the
+arena's or the hands of one thread; an interrupt in between loses it, and then it is collected.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import resource
+import sys
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from pairpool import _descriptors
+from pairpool._descriptors import Owner
+
+Put = Callable[[Sequence[Any], Sequence[int], int], Owner]
+"""Copies parts to where they are to lie in a slab, with its end; returns what the receiver is to be given."""
+
+SMALLEST: Final = 16  # exponent of the smallest slab's size
+LARGEST: Final = 47  # exponent: what a process can map
+ALIGNMENT: Final = 64  # bytes: where parts begin, as numpy and its like want it
+NAME: Final = "pairpool-slab"
+STEP: Final = 1 << 23  # bytes copied in one go: until then no other thread runs
+MOST_AT_ONCE: Final = 1 << 30  # bytes: what one read(2) or write(2) takes is limited
+MOST_KEPT: Final = 1 << 28  # bytes of slabs in an arena, used or not
+MOST_SLABS: Final = 128  # in an arena: each has a descriptor, or two
+KEPT: Final = 1_000_000_000  # ns that they stay there from the last use on
+LOOKED_AT: Final = 4  # slabs, those that were lent longest, before another one is made
+HIGHEST: Final = 512  # descriptor that a slab may have: programs wait with select(2), which knows of 1024
+_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_FLAGS: Final = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+
+# Before 3.13 each mapping keeps a duplicate of its descriptor; later ones only count against vm.max_map_count.
+_MOST_MAPPED: Final = 128 if sys.version_info < (3, 13) else 16_384
+_OPTIONS: Final[dict[str, Any]] = {} if sys.version_info < (3, 13) else {"trackfd": False}
+_mapped: set[weakref.ref[mmap.mmap]] = set()
+
+
+def layout(sizes: Sequence[int]) -> tuple[list[int], int]:
+    """Where parts of these sizes lie in a slab, one after another, and where the last ends."""
+    starts, end = [], 0
+    for size in sizes:
+        start = -(-end // ALIGNMENT) * ALIGNMENT
+        starts.append(start)
+        end = start + size
+    return starts, end
+
+
+def put_once(parts: Sequence[Any], starts: Sequence[int], end: int) -> Owner:
+    """As `Put`, in a slab that is never used for anything else. Raises OSError where the system has no room."""
+    slab = _Slab(_exponent_of(end))
+    slab.fill(parts, starts, end)
+    return slab.lend()
+
+
+class Arena:
+    """The slabs of a sender, by their size; of each size the one that was lent longest ago comes first."""
+
+    def __init__(self) -> None:
+        self.trim_at: int | None = None  # when `trim` is due, in ns; None: there is nothing in it
+        self._slabs: list[deque[_Slab]] = [deque() for _ in range(LARGEST + 1)]
+
+    def put(self, parts: Sequence[Any], starts: Sequence[int], end: int) -> Owner:
+        """As `Put`. Raises OSError where the system has no room."""
+        slabs = self._slabs[_exponent_of(end)]
+        slab = _free_one_of(slabs) or _Slab(_exponent_of(end))
+        slab.fill(parts, starts, end)
+        lent = slab.lend()
+        slabs.append(slab)
+        self.trim_at = time.monotonic_ns() + KEPT
+        self._make_room()
+        return lent
+
+    def _make_room(self) -> None:
+        """Gives up slabs where there are too many, the largest first."""
+        number = sum(map(len, self._slabs))
+        size = sum([len(slabs) << exponent for exponent, slabs in enumerate(self._slabs) if slabs])
+        for exponent in range(LARGEST, SMALLEST - 1, -1):
+            slabs = self._slabs[exponent]
+            while slabs and (size > MOST_KEPT or number > MOST_SLABS):
+                _close_first(slabs)
+                number, size = number - 1, size - (1 << exponent)
+
+    def trim(self) -> None:
+        """Gives back to the system what nobody uses, and gives up the rest."""
+        self.trim_at = None
+        for slabs in self._slabs:
+            while slabs:
+                _close_first(slabs)
+
+
+def _exponent_of(size: int) -> int:
+    return max(SMALLEST, (size - 1).bit_length())
+
+
+def _free_one_of(slabs: deque[_Slab]) -> _Slab | None:
+    for _ in range(min(len(slabs), LOOKED_AT)):
+        try:
+            slab = slabs.popleft()
+        except IndexError:
+            return None  # another thread has just taken it
+        if slab.is_free():
+            return slab
+        slabs.append(slab)
+    return None
+
+
+def _close_first(slabs: deque[_Slab]) -> None:
+    try:
+        slabs.popleft().close()
+    except IndexError:
+        pass  # another thread has just taken it
+
+
+class _Slab:
+    """A piece of the sender's memory that others can map."""
+
+    __slots__ = ("__weakref__", "_exists", "_map", "_owner", "_size")
+
+    def __init__(self, exponent: int) -> None:
+        self._size = 1 << exponent
+        self._exists = 0  # bytes
+        self._map: mmap.mmap | None = None
+        # One step, so that no interrupt leaves a descriptor to nobody.
+        (self._owner,) = map(Owner.fromfd, map(os.memfd_create, (NAME,), (_FLAGS,)))
+        _descriptors.register(self)
+        _check_number(self._owner)
+        os.ftruncate(self._owner.fileno(), self._size)
+        fcntl.fcntl(self._owner.fileno(), fcntl.F_ADD_SEALS, _SEALS)
+
+    def fill(self, parts: Sequence[Any], starts: Sequence[int], end: int) -> None:
+        """Copies parts to where they belong. Raises OSError where there is no memory."""
+        if end > self._exists:
+            for part, start in zip(parts, starts, strict=True):
+                _write(self._owner.fileno(), memoryview(part), start)
+            self._exists = end
+            return
+        if self._map is None:
+            self._map = mmap.mmap(self._owner.fileno(), self._size)
+        with memoryview(self._map) as mapped:
+            for part, start in zip(parts, starts, strict=True):
+                data = memoryview(part)
+                for at in range(0, len(data), STEP):
+                    piece = data[at : at + STEP]
+                    mapped[start + at : start + at + len(piece)] = piece
+
+    def lend(self) -> Owner:
+        """A descriptor by which it can be read. Raises OSError where there are too many descriptors."""
+        path = f"/proc/self/fd/{self._owner.fileno()}"
+        (lent,) = map(Owner.fromfd, map(os.open, (path,), (os.O_RDONLY | os.O_CLOEXEC,)))
+        _check_number(lent)
+        fcntl.flock(lent.fileno(), fcntl.LOCK_SH)
+        return lent
+
+    def is_free(self) -> bool:
+        """Whether nobody can look any more at what was last in it."""
+        descriptor = self._owner.fileno()
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        return True
+
+    def close(self) -> None:
+        """Twice does no harm."""
+        self._owner.close()
+        if self._map is not None:
+            try:
+                self._map.close()
+            except BufferError:
+                pass  # forked while another thread was filling it: the mapping is in use for ever here
+
+
+def highest() -> int:
+    """The first descriptor that is no slab's any more: the rest is the program's."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return HIGHEST if soft == resource.RLIM_INFINITY else min(HIGHEST, soft // 2)
+
+
+def _check_number(owner: Owner) -> None:
+    if owner.fileno() >= highest():
+        raise OSError("slabs have taken as many descriptors as they may")
+
+
+def _write(descriptor: int, data: memoryview, start: int) -> None:
+    while data:
+        written = os.pwrite(descriptor, data[:MOST_AT_ONCE], start)
+        start += written
+        data = data[written:]
+
+
+# -- the receiver's side -------------------------------------------------------------------------------------
+
+
+def check(descriptor: int, size: int) -> None:
+    """Raises ValueError or OSError where this is no slab of at least so many bytes: it could end under a mapping."""
+    if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _SEALS != _SEALS or os.fstat(descriptor).st_size < size:
+        raise ValueError(f"no slab of {size} bytes")
+
+
+def content(descriptor: int, size: int, *, private: bool = True) -> mmap.mmap | bytearray:
+    """What is in a slab: mapped, or copied where the system gives no mapping. The descriptor may be closed afterwards.
+
+    Raises OSError or MemoryError where there is no room for a copy either.
+
+    Args:
+        descriptor: by which it can be read.
+        size: bytes.
+        private: it may be written to; else it can only be read, and all who have it share the memory.
+    """
+    if len(_mapped) < _MOST_MAPPED:
+        how: dict[str, Any]
+        if private:
+            how = {"flags": mmap.MAP_PRIVATE, "prot": mmap.PROT_READ | mmap.PROT_WRITE}
+        else:
+            how = {"flags": mmap.MAP_SHARED, "prot": mmap.PROT_READ}
+        try:
+            mapped = mmap.mmap(descriptor, size, **how, **_OPTIONS)
+        except OSError:
+            pass  # no memory, by some limit, or too many mappings
+        else:
+            _mapped.add(weakref.ref(mapped, _mapped.discard))
+            return mapped
+    return copy(descriptor, size)
+
+
+def copy(descriptor: int, size: int) -> bytearray:
+    """What is in a slab, copied. Raises OSError or MemoryError where there is no room for it."""
+    copied = bytearray(size)
+    with memoryview(copied) as rest:
+        at = 0
+        while at < size:
+            got = os.preadv(descriptor, [rest[at : at + MOST_AT_ONCE]], at)
+            if not got:
+                raise OSError(f"a slab has {at} bytes instead of {size}")
+            at += got
+    return copied
+
+
+def mapped_bytes() -> int:
+    """Bytes of slabs that this process has mapped."""
+    there = [reference() for reference in [*_mapped]]
+    return sum([len(mapped) for mapped in there if mapped is not None])
