@@ -14,6 +14,7 @@ from benchmarks.rivals import STDLIB, Rival
 from benchmarks.work import block_until, increment
 
 SETTLE = 0.5  # seconds after which whoever was still busy has gone to sleep
+REST = 2.5  # seconds after which nobody has anything left to look at
 
 
 def parent_time(rival: Rival, setting: Setting) -> float:
@@ -61,12 +62,13 @@ def private_memory() -> int:
 def wake_ups_at_rest(rival: Rival, setting: Setting) -> float:
     """How often threads of the caller, but for the one that watches, and its descendants go to sleep in 2 s, by second.
 
-    Who goes to sleep has been woken. The pool is warm, and has had half a second to come to rest.
+    Who goes to sleep has been woken. The pool is warm, and has had two and a half seconds to come to rest: a thread
+    that was to look at the work after a second, as pairpool's does, may be woken once more though the work is done.
     """
     seconds = setting.shorter(2.0)
     pool = rival.open(setting.workers)
     pool.map(increment, range(1000), 1)
-    time.sleep(setting.shorter(SETTLE))
+    time.sleep(setting.shorter(REST))
     before = sum(_switches())
     time.sleep(seconds)
     woken = sum(_switches()) - before

@@ -8,6 +8,8 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+from pairpool._strikes import came_from_handler
+
 
 def check_construction(processes: int, initializer: object, maxtasksperchild: object) -> int:
     """Returns the number of workers as an int."""
@@ -61,5 +63,7 @@ def error_of_call(function: Any, error: Exception) -> Exception:
         try:
             called = str(function)
         except Exception as own:
+            if came_from_handler(own):
+                raise
             return own  # as in CPython's own call
     return TypeError(str(error).replace(f"{__name__}.{of_call.__qualname__}()", called))

@@ -35,6 +35,7 @@ from pairpool._envelope import PROTOCOL
 from pairpool._ledger import Ledger, Need, binding_of
 from pairpool._namespaces import MAIN_NAMES, Namespace, home_of, namespace, plant
 from pairpool._passing import Collector, Reducer, extra_reducers
+from pairpool._strikes import came_from_handler
 
 SUPPORTED_CLOUDPICKLE: Final = "cloudpickle>=3.0,<4"
 
@@ -300,7 +301,9 @@ class SendingPickler(DefinitionPickler):
     def _can_pickle(self, value: Any) -> bool:
         try:
             SendingPickler(io.BytesIO(), self._ledger, self._collector, Attempt.SHALLOW).dump(value)
-        except Exception:
+        except Exception as error:
+            if came_from_handler(error):
+                raise
             return False
         return True
 

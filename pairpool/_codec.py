@@ -45,6 +45,7 @@ from pairpool._plain import GLOBAL, MAIN, PlainPickler
 from pairpool._remote_errors import decode_error, encode_error, safe_repr
 from pairpool._returning import dumps_return
 from pairpool._slab import Arena, Put, put_once
+from pairpool._strikes import came_from_handler
 
 __all__ = [
     "Decoder",
@@ -68,7 +69,10 @@ _NAMES_SOMETHING: Final = re.compile(rb"(?:\x94|h.|j....)\x93", re.DOTALL)
 """STACK_GLOBAL after the name, which is remembered (MEMOIZE) or remembered from before (BINGET, LONG_BINGET)."""
 
 _EXTENSIONS: Final[dict[int, Any]] = copyreg._inverted_registry  # type: ignore[attr-defined]
-"""What pickles may name by a number, by a program that has `copyreg.add_extension`."""
+"""What pickles may name by a number, by a program that has `copyreg.add_extension`.
+
+There is no public name for it; pickle itself takes it from there.
+"""
 
 _BOUNDLESS: Final = (RecursionError, MemoryError)
 """Errors of pickling that a second attempt would only repeat."""
@@ -234,9 +238,9 @@ class Encoder:
         """Pickle as the stdlib's pool does; None where that fails, or says too little."""
         try:
             data = self._plain.dumps(obj)
-        except _BOUNDLESS:
-            raise
-        except Exception:  # not told: the careful attempt raises the same, or the true reason
+        except Exception as error:  # not told: the careful attempt raises the same, or the true reason
+            if _is_final(error):
+                raise
             return None
         if isinstance(data, Large):
             return payload_of(data, put) if says_enough(data) else None
@@ -249,9 +253,9 @@ class Encoder:
         """
         try:
             large = self._plain.dumps_each(objs, pickled)
-        except _BOUNDLESS:
-            raise
-        except Exception:  # not told: as above
+        except Exception as error:  # not told: as above
+            if _is_final(error):
+                raise
             return None
         return payload_of(large, self.arena.put) if large is not None and says_enough(large) else None
 
@@ -270,8 +274,9 @@ class Encoder:
         for attempt in (Attempt.FALLBACK, Attempt.CAUTIOUS):
             try:
                 return self._pickle(obj, attempt, put)[0]
-            except Exception:  # it can only go by name, then
-                continue
+            except Exception as error:  # it can only go by name, then
+                if came_from_handler(error):
+                    raise
         return None
 
     def _pickle(self, obj: object, attempt: Attempt, put: Put) -> tuple[Payload, SendingPickler]:
@@ -360,6 +365,11 @@ class _Shown:
             return repr(self._value)
         except BaseException:
             return safe_repr(self._value)
+
+
+def _is_final(error: Exception) -> bool:
+    """Tell whether there is to be no second attempt: it would only repeat this, or the first did not fail."""
+    return isinstance(error, _BOUNDLESS) or came_from_handler(error)
 
 
 class _NotPlainError(Exception):

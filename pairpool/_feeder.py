@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pairpool._codec import Payload
 from pairpool._pacing import DEPTH, MAX_UNITS
 from pairpool._size import transit_limit
+from pairpool._strikes import came_from_handler
 from pairpool._waiting import Settable, Signal, wake_all
 
 if TYPE_CHECKING:
@@ -96,6 +97,8 @@ class Feeder:
                 self._units = units
                 self._exhausted = exhausted
         except Exception as error:
+            if came_from_handler(error):
+                raise
             # As in the stdlib's Pool: the item at this position raises, and it is the last one.
             self._leave([error, CLOSED])
             return
@@ -127,8 +130,8 @@ class Feeder:
             try:
                 dumps_each(units[len(entries) :], entries)
             except Exception as error:
-                if len(entries) == len(units):
-                    raise  # no unit's: a signal handler's, that struck after the last
+                if came_from_handler(error) or len(entries) == len(units):
+                    raise  # no unit's
                 entries.append(error)
             if type(entries[-1]) is Payload and entries[-1].weight:
                 return

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pairpool import errors
 from pairpool._dispatch import wake_all
-from pairpool.results import Outcome, decode
+from pairpool.results import Awaited, Outcome, decode
 
 if TYPE_CHECKING:
-    from pairpool._dispatch import Dispatcher, Settable
+    from pairpool._dispatch import Dispatcher
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ class _ListOnDemand:
         return made
 
 
-class Future(concurrent.futures.Future[T]):
+class Future(Awaited, concurrent.futures.Future[T]):
     """The result of one `submit` (`concurrent.futures.Future`).
 
     A Condition is made only when somebody waits for it through the standard library; without one a future costs
@@ -40,7 +40,6 @@ class Future(concurrent.futures.Future[T]):
 
     _made: threading.Condition | None = None
     _raw: tuple[int, Any] | None = None
-    _signals: list[Settable] | None = None
     _state = "PENDING"
     _result: T | None = None
     _exception: BaseException | None = None
@@ -50,13 +49,6 @@ class Future(concurrent.futures.Future[T]):
     def __init__(self, dispatcher: Dispatcher, pool: object) -> None:
         self._dispatcher = dispatcher
         self._pool: Any = pool
-
-    @property
-    def signals(self) -> list[Settable]:
-        """Where whoever waits in here leaves a signal."""
-        if self._signals is None:
-            self._signals = []  # no other thread comes between: operators only
-        return self._signals
 
     @property
     def _condition(self) -> threading.Condition:  # type: ignore[override]  # there an attribute, made at once

@@ -15,6 +15,8 @@ import sys
 from types import FunctionType, ModuleType
 from typing import Any, Final, NamedTuple
 
+from pairpool._strikes import came_from_handler
+
 Namespace = dict[str, Any]
 
 # The main module has the second name in processes that re-imported it (forkserver, spawn).
@@ -81,7 +83,9 @@ def namespace(home: str) -> Namespace:
         return synthetic
     try:
         return vars(importlib.import_module(home))
-    except Exception:  # whatever its import runs into: here that module does not exist
+    except Exception as error:  # whatever its import runs into: here that module does not exist
+        if came_from_handler(error):
+            raise
         return _synthetic.setdefault(home, {"__name__": home, "__builtins__": builtins})
 
 

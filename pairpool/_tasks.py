@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from pairpool import _arguments, _dispatch
 from pairpool._future import Future
+from pairpool._strikes import came_from_handler
 from pairpool.results import AsyncResult, IMapIterator, IMapUnorderedIterator, MapResult
 
 T = TypeVar("T")
@@ -74,6 +75,8 @@ class Tasks:
         try:
             call = _arguments.of_call(*args, **kwds)
         except Exception as error:
+            if came_from_handler(error):
+                raise
             self._dispatcher.call(_dispatch.Call(None, _arguments.error_of_call(func, error), result))
         else:
             self._call(func, *call, result, waits=waits)
@@ -93,6 +96,8 @@ class Tasks:
         try:
             definition, payload = dispatcher.encoder.call(function, args, kwargs)
         except Exception as error:
+            if came_from_handler(error):
+                raise
             dispatcher.call(_dispatch.Call(None, error, sink))
             return
         call = _dispatch.Call(definition, payload, sink, self._terms)
@@ -175,6 +180,8 @@ class Tasks:
         try:
             definition = dispatcher.encoder.definition(func)
         except Exception as error:
+            if came_from_handler(error):
+                raise
             result.fail(error)
             return result
         # A chunk of the caller's is atomic; so is one that a worker's lifetime is counted in, and one in which the
@@ -234,6 +241,8 @@ class Tasks:
         try:
             definition = dispatcher.encoder.definition(func)
         except Exception as error:
+            if came_from_handler(error):
+                raise
             definition, refusal = _dispatch.NO_DEFINITION, error
         job = _dispatch.BatchJob(
             dispatcher.encoder,

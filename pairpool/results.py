@@ -57,19 +57,10 @@ def decode_all(dispatcher: Dispatcher, payloads: Sequence[Any]) -> list[Outcome]
         return None  # decoded one by one it is the outcome of one
 
 
-class _Result:
-    """Something that becomes ready once, after its callbacks have run."""
+class Awaited:
+    """Something that others wait for."""
 
-    _settled = False  # every outcome is there
-    _done = False  # and callbacks have run
-    _outcome: Outcome | None = None
     _signals: list[Settable] | None = None
-
-    def __init__(self, dispatcher: Dispatcher, pool: object, callback: Any, error_callback: Any) -> None:
-        self._dispatcher = dispatcher
-        self._pool: Any = pool
-        self._callback = callback
-        self._error_callback = error_callback
 
     @property
     def signals(self) -> list[Settable]:
@@ -77,6 +68,20 @@ class _Result:
         if self._signals is None:
             self._signals = []  # no other thread comes between: operators only
         return self._signals
+
+
+class _Result(Awaited):
+    """Something that becomes ready once, after its callbacks have run."""
+
+    _settled = False  # every outcome is there
+    _done = False  # and callbacks have run
+    _outcome: Outcome | None = None
+
+    def __init__(self, dispatcher: Dispatcher, pool: object, callback: Any, error_callback: Any) -> None:
+        self._dispatcher = dispatcher
+        self._pool: Any = pool
+        self._callback = callback
+        self._error_callback = error_callback
 
     def _decode(self) -> Outcome:
         raise NotImplementedError

@@ -36,7 +36,7 @@ class Storey:
 
 # From the ground up.
 STOREYS = {
-    "errors": Storey("errors"),
+    "errors": Storey("errors _strikes"),
     "words": Storey("_packet _states _waiting _size _cgroup"),
     "descriptors": Storey("_descriptors _deadman", "errors"),
     "framing": Storey("_framing _framing_py _framing_c", "errors", doors="_framing"),
@@ -61,7 +61,7 @@ STOREYS = {
         "_core _answers _exchange _dispatch", "errors words pickling scheduler jobs engines", doors="_dispatch"
     ),
     "faces": Storey(
-        "pool _tasks results _strikes _arguments _future executor joblib _context _install __init__", "errors dispatch"
+        "pool _tasks results _arguments _future executor joblib _context _install __init__", "errors dispatch"
     ),
     # What is asked from a shell is answered from where it is known.
     "shell": Storey("__main__", "errors words framing scheduler faces"),
