@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pairpool._context import get_context as get_context
     from pairpool._future import Future as Future
     from pairpool._install import install as install, uninstall as uninstall
+    from pairpool._shared import Shared as Shared
     from pairpool._terms import Retry as Retry
     from pairpool.errors import (
         FramingError as FramingError,
@@ -46,6 +47,7 @@ _HOMES = {
     "PoolTerminatedError": "errors",
     "RefusedError": "errors",
     "Retry": "_terms",
+    "Shared": "_shared",
     "TaskCancelledError": "errors",
     "ThreadPool": "pool",
     "TimeLimitError": "errors",

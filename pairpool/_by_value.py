@@ -26,7 +26,7 @@ import types
 import weakref
 from collections.abc import Callable, Iterable
 from types import FunctionType
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from cloudpickle import cloudpickle
 
@@ -35,7 +35,11 @@ from pairpool._envelope import PROTOCOL
 from pairpool._ledger import Ledger, Need, binding_of
 from pairpool._namespaces import MAIN_NAMES, Namespace, home_of, namespace, plant
 from pairpool._passing import Collector, Reducer, extra_reducers
+from pairpool._shared import Shared
 from pairpool._strikes import came_from_handler
+
+if TYPE_CHECKING:
+    from pairpool import _payload
 
 SUPPORTED_CLOUDPICKLE: Final = "cloudpickle>=3.0,<4"
 
@@ -146,6 +150,8 @@ class DefinitionPickler(pickle.Pickler):
 
     def reducer_override(self, obj: Any) -> Reduced:
         kind = type(obj)
+        if kind is Shared:
+            return self.reduce_shared(obj)
         if kind is FunctionType:
             return NotImplemented if self.stays_named(obj) else self.reduce_function(obj)
         if kind is CachedFunction:
@@ -154,6 +160,9 @@ class DefinitionPickler(pickle.Pickler):
             return NotImplemented if self.stays_named(obj) else self.reduce_class(obj)
         reducer = self._registered.get(kind)
         return NotImplemented if reducer is None else self.reduce_registered(reducer, obj)
+
+    def reduce_shared(self, shared: Shared) -> Reduced:
+        return shared.__reduce__()
 
     def reduce_class(self, cls: type) -> Reduced:
         return cloudpickle._class_reduce(cls) if is_special(cls) else cloudpickle._dynamic_class_reduce(cls)
@@ -214,6 +223,7 @@ class SendingPickler(DefinitionPickler):
         self.functions: list[FunctionType] = []  # that went by value
         self.classes: list[type] = []  # that went by value
         self.data: list[tuple[Namespace, str, Any]] = []  # that they brought
+        self.uses: list[_payload.Definition] = []  # shared objects
         self.met_main = False
         self._ledger = ledger
         self._collector = collector
@@ -238,6 +248,12 @@ class SendingPickler(DefinitionPickler):
             self.classes.append(cls)
         return super().reduce_class(cls)
 
+    def reduce_shared(self, shared: Shared) -> Reduced:
+        self.met_main = True  # a plain attempt would fail with those that follow, too
+        used, reduced = shared.reduce(self._ledger)
+        self.uses.append(used)
+        return reduced
+
     def nested(self, file: Any) -> SendingPickler:
         """Return a pickler for a part of this pickle, which knows nothing of the rest."""
         return SendingPickler(file, self._ledger, self._collector, self._attempt)
@@ -245,6 +261,7 @@ class SendingPickler(DefinitionPickler):
     def include(self, part: SendingPickler) -> None:
         """Take over what another pickler has found out."""
         self.needs.update(part.needs)
+        self.uses += part.uses
         self.by_value |= part.by_value
         self.functions += part.functions
         self.classes += part.classes

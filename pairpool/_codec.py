@@ -44,7 +44,8 @@ from pairpool._payload import Definition, DefinitionKind, Payload, payload_of, s
 from pairpool._plain import GLOBAL, MAIN, PlainPickler
 from pairpool._remote_errors import decode_error, encode_error, safe_repr
 from pairpool._returning import dumps_return
-from pairpool._slab import Arena, Put, put_once
+from pairpool._shared import Shared, find_with, make_array
+from pairpool._slab import Arena, Put, put_for_all, put_once
 from pairpool._strikes import came_from_handler
 
 __all__ = [
@@ -56,10 +57,12 @@ __all__ = [
     "MaybeEncodingError",
     "Need",
     "Payload",
+    "Shared",
     "decode_error",
     "decode_result",
     "encode_error",
     "encode_result",
+    "find_with",
 ]
 
 _GLOBAL_END: Final = pickle.STACK_GLOBAL + pickle.MEMOIZE + pickle.STOP
@@ -118,6 +121,8 @@ class Encoder:
 
     def definition(self, function: Callable[..., Any]) -> Definition:
         """Return the definition of a callable that a whole job uses."""
+        if isinstance(function, Shared):
+            return function.reduce(self._ledger)[0]
         kept = self._kept.find(function)
         return kept if kept is not None else self._define(function)
 
@@ -134,12 +139,26 @@ class Encoder:
             return definition, pickle.dumps((arguments, keywords), PROTOCOL)
         return definition, self.dumps((arguments, keywords))
 
+    def share(self, obj: Any) -> Shared:
+        """Return a handle of an object which workers load once; what lies out of band is in memory once for all."""
+        payload, _ = self._encode_once(obj, put_for_all)
+        definition = Definition(next(_idents), DefinitionKind.BY_VALUE, payload, _name_of(obj))
+        return Shared(definition, self._ledger, obj)
+
+    def empty(self, shape: Any, dtype: Any) -> Shared:
+        """Return a handle of a new array in which workers and caller write."""
+        array, data, descriptors = make_array(shape, dtype)
+        payload = Payload(data, descriptors=descriptors)
+        return Shared(Definition(next(_idents), DefinitionKind.BY_VALUE, payload, "an array"), self._ledger, array)
+
+    def _encode_once(self, obj: object, put: Put) -> tuple[Payload, SendingPickler | None]:
+        data = self._dumps_plainly(obj, put)
+        if data is None:
+            return self._encode_carefully(obj, put)
+        return data if isinstance(data, Payload) else Payload(data), None
+
     def _define(self, function: Callable[..., Any]) -> Definition:
-        data = self._dumps_plainly(function, put_once)
-        if data is not None:
-            payload, pickler = data if isinstance(data, Payload) else Payload(data), None
-        else:
-            payload, pickler = self._encode_carefully(function, put_once)
+        payload, pickler = self._encode_once(function, put_once)
         kind = _kind(function, payload, pickler)
         definition = Definition(next(_idents), kind, payload, _name_of(function))
         if _travels_apart(function) and not payload.descriptors:
@@ -179,7 +198,7 @@ class Encoder:
         # Objects that follow are often like this one: spare them the plain attempt.
         self._expects_main = pickler.met_main
         data: bytes = payload.data
-        return payload if payload.needs or payload.descriptors else data
+        return payload if payload.needs or payload.descriptors or payload.uses else data
 
     @staticmethod
     def is_atoms(items: Iterable[Any]) -> bool:
@@ -286,9 +305,10 @@ class Encoder:
             pickler = SendingPickler(file, self._ledger, collector, attempt, parcels, sorter)
             pickler.dump(obj)
             data, needs = file.getvalue(), tuple(pickler.needs)
+            uses = tuple(pickler.uses)
             if len(data) <= LARGEST_INLINE and not sorter.buffers:
-                return Payload(data, needs, None, collector.take()), pickler
-            return payload_of(Large((data,), sorter.buffers), put, needs, collector.take()), pickler
+                return Payload(data, needs, None, collector.take(), uses), pickler
+            return payload_of(Large((data,), sorter.buffers), put, needs, collector.take(), uses), pickler
         except BaseException:
             collector.close()
             raise

@@ -41,7 +41,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pairpool import errors
-from pairpool._codec import Definition, DefinitionKind, Payload
+from pairpool._codec import Definition, DefinitionKind, Payload, Shared
 from pairpool._exchange import Exchange
 from pairpool._feeder import Feeder
 from pairpool._jobs import BatchJob, Call
@@ -66,6 +66,7 @@ __all__ = [
     "Retry",
     "Terms",
     "Settable",
+    "Shared",
     "Status",
     "WorkerPlan",
     "default_size",
@@ -129,6 +130,23 @@ class Dispatcher(Exchange):
                     self.drain()
                 return
         self.call(call)
+
+    def share(self, obj: Any) -> Shared:
+        """Returns a handle of an object for all workers."""
+        return self._watched(self.encoder.share(obj))
+
+    def empty(self, shape: Any, dtype: Any) -> Shared:
+        """Returns a handle of an array in memory that all workers write to."""
+        return self._watched(self.encoder.empty(shape, dtype))
+
+    def _watched(self, shared: Shared) -> Shared:
+        self._watch_definition(shared.definition)
+        shared.on_close = self._forget_now
+        return shared
+
+    def _forget_now(self) -> None:
+        if not self.forked:
+            self.drain()
 
     def add_batch(self, job: BatchJob, feeder: Feeder | None) -> None:
         if job.definition.kind is not _NAMED:

@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from pairpool import _states, errors
-from pairpool._body import Body, fitting, pack_body, table, takes
-from pairpool._codec import Definition, DefinitionKind, Payload
+from pairpool._body import Body, are_bytes, fitting, pack_body, table, takes
+from pairpool._codec import Definition, DefinitionKind, Payload, Shared
 from pairpool._descriptors import NONE_OWNED
 from pairpool._packet import TASKS_HEAD, Flag, Mode, Status
 from pairpool._record import Record
@@ -42,6 +42,8 @@ class Encoder(Protocol):
         """Gives back memory that is kept for later and was not used."""
 
     def definition(self, function: Callable[..., Any]) -> Definition: ...
+    def share(self, obj: Any) -> Shared: ...
+    def empty(self, shape: Any, dtype: Any) -> Shared: ...
     def call(
         self, function: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]
     ) -> tuple[Definition | None, Payload | bytes]: ...
@@ -122,8 +124,10 @@ class CallJob:
             room -= takes(payload)
             fresh = {}
             filter_ = None if terms is None else terms.filter
-            if definition is not usual or filter_ is not None:
-                for carried in (definition, filter_):
+            uses = payload.uses if isinstance(payload, Payload) else ()
+            if definition is not usual or filter_ is not None or uses:
+                more = () if definition is None else definition.payload.uses
+                for carried in (definition, filter_, *more, *uses):
                     if carried is not None and carried.ident not in known and carried.ident not in definitions:
                         fresh[carried.ident] = carried
                         room -= takes(carried.payload)
@@ -155,7 +159,7 @@ class CallJob:
         """What a packet has that carries the call next to be numbered; None where more goes with it than arguments."""
         definition, payload = call.definition, call.payload
         if isinstance(payload, Payload):
-            if payload.needs or payload.descriptors:
+            if payload.needs or payload.descriptors or payload.uses:
                 return None
             payload = payload.data
         if isinstance(payload, BaseException) or len(payload) > room:
@@ -269,7 +273,7 @@ class BatchJob:
         self.settled_weight = 0  # bytes of slabs
         self.failures: dict[int, BaseException] = {}  # units that cannot be sent, and why
         self._encoder = encoder
-        self._definitions = [definition]
+        self._definitions = [definition, *definition.payload.uses]
         self._limit_ns = 0 if terms is None else terms.first_limit_ns
         self._filters: list[int] = []
         if terms is not None and terms.filter is not None:
@@ -286,12 +290,12 @@ class BatchJob:
             fails = first in self.failures
             limit = next((n for n in range(1, limit) if (first + n in self.failures) is not fails), limit)
             if fails:  # it goes without the function, which may be what cannot be sent
-                return self._build_prepared(first, limit, (), room)
+                return self._build_prepared(first, limit, (), known, room)
         definitions = tuple([each for each in self._definitions if each.ident not in known])
         for definition in definitions:
             room -= takes(definition.payload)
         if self.items is None:
-            return self._build_prepared(first, limit, definitions, room)
+            return self._build_prepared(first, limit, definitions, known, room)
         if self._unit_bytes:
             limit = max(1, min(limit, room // self._unit_bytes))
         if self.unit == 1:
@@ -315,11 +319,18 @@ class BatchJob:
                 payloads.append(Payload(data))
         return self._pack(mode, first, definitions, payloads, limit)
 
-    def _build_prepared(self, first: int, limit: int, definitions: Sequence[Definition], room: int) -> Body:
+    def _build_prepared(
+        self, first: int, limit: int, definitions: Sequence[Definition], known: set[int], room: int
+    ) -> Body:
         prepared, nothing = self.prepared, self._encoder.nothing
-        payloads = [prepared.get(unit, nothing) for unit in range(first, first + limit)]
+        payloads: Sequence[Payload | bytes] = [prepared.get(unit, nothing) for unit in range(first, first + limit)]
         mode = Mode.SEPARATE if self.unit == 1 else Mode.CHUNKS
-        return self._pack(mode, first, definitions, fitting(payloads, room), None)
+        payloads = fitting(payloads, room)
+        if not are_bytes(payloads):
+            uses = {used.ident: used for each in payloads if isinstance(each, Payload) for used in each.uses}
+            carried = {each.ident for each in definitions} | known
+            definitions = (*definitions, *[used for ident, used in uses.items() if ident not in carried])
+        return self._pack(mode, first, definitions, payloads, None)
 
     def _pack(
         self,

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from pairpool._codec import Definition, DefinitionKind, Payload
+from pairpool._codec import Definition, DefinitionKind, Payload, Shared
 
 _idents = itertools.count(1)
 
@@ -31,6 +31,12 @@ class ObjectEncoder:
         self, function: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]
     ) -> tuple[Definition | None, Payload]:
         return None, Payload((function, arguments, keywords))
+
+    def share(self, obj: Any) -> Shared:
+        raise ValueError("threads share every object of the caller's: pass the object itself")
+
+    def empty(self, shape: Any, dtype: Any) -> Shared:
+        raise ValueError("threads share every object of the caller's: pass an array of your own")
 
     def dumps(self, value: Any) -> Payload:
         return Payload(value)

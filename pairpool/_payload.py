@@ -34,6 +34,8 @@ class Payload:
     """The same by value, if there are needs and it can be had. It may have needs that cannot be avoided."""
     descriptors: OwnedDescriptors = NONE_OWNED
     """Travel beside the bytes. Closed by `close()`, or with the last reference to the payload."""
+    uses: tuple[Definition, ...] = ()
+    """Shared objects in it (_shared.py), which a worker must have as well."""
     weight: int = 0
     """Bytes of it that lie in a slab, whose descriptor is the last."""
 
@@ -60,10 +62,14 @@ def says_enough(large: Large) -> bool:
 
 
 def payload_of(
-    large: Large, put: Put, needs: tuple[Need, ...] = (), descriptors: OwnedDescriptors = NONE_OWNED
+    large: Large,
+    put: Put,
+    needs: tuple[Need, ...] = (),
+    descriptors: OwnedDescriptors = NONE_OWNED,
+    uses: tuple[Definition, ...] = (),
 ) -> Payload:
     """Return a payload, in a slab where there is room for one. `put`: has it there."""
     data, slab, end = pack(large, put, len(descriptors))
     if slab is None:
-        return Payload(data, needs, None, descriptors)
-    return Payload(data, needs, None, descriptors.and_those_of([OwnedDescriptors([slab])]), end)
+        return Payload(data, needs, None, descriptors, uses)
+    return Payload(data, needs, None, descriptors.and_those_of([OwnedDescriptors([slab])]), uses, end)

@@ -54,12 +54,14 @@ MOST_SLABS: Final = 128  # in an arena: each has a descriptor, or two
 KEPT: Final = 1_000_000_000  # ns that they stay there from the last use on
 LOOKED_AT: Final = 4  # slabs, those that were lent longest, before another one is made
 HIGHEST: Final = 512  # descriptor that a slab may have: programs wait with select(2), which knows of 1024
-_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 _FLAGS: Final = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
 
 # Before 3.13 each mapping keeps a duplicate of its descriptor; later ones only count against vm.max_map_count.
 _MOST_MAPPED: Final = 128 if sys.version_info < (3, 13) else 16_384
 _OPTIONS: Final[dict[str, Any]] = {} if sys.version_info < (3, 13) else {"trackfd": False}
+_READ: Final[dict[str, Any]] = {"flags": mmap.MAP_SHARED, "prot": mmap.PROT_READ}
+_WRITE: Final[dict[str, Any]] = {"flags": mmap.MAP_PRIVATE, "prot": mmap.PROT_READ | mmap.PROT_WRITE}
 _mapped: set[weakref.ref[mmap.mmap]] = set()
 
 
@@ -71,6 +73,14 @@ def layout(sizes: Sequence[int]) -> tuple[list[int], int]:
         starts.append(start)
         end = start + size
     return starts, end
+
+
+def put_for_all(parts: Sequence[Any], starts: Sequence[int], end: int) -> Owner:
+    """As `put_once`, and nobody can write to it any more, so that all who read it can share the memory."""
+    slab = _Slab(_exponent_of(end))
+    slab.fill(parts, starts, end)
+    slab.freeze()
+    return slab.lend()
 
 
 def put_once(parts: Sequence[Any], starts: Sequence[int], end: int) -> Owner:
@@ -171,6 +181,10 @@ class _Slab:
                     piece = data[at : at + STEP]
                     mapped[start + at : start + at + len(piece)] = piece
 
+    def freeze(self) -> None:
+        """Has the kernel refuse whoever wants to write to it. Not once it was mapped."""
+        fcntl.fcntl(self._owner.fileno(), fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+
     def lend(self) -> Owner:
         """A descriptor by which it can be read. Raises OSError where there are too many descriptors."""
         path = f"/proc/self/fd/{self._owner.fileno()}"
@@ -226,22 +240,16 @@ def check(descriptor: int, size: int) -> None:
         raise ValueError(f"no slab of {size} bytes")
 
 
-def content(descriptor: int, size: int, *, private: bool = True) -> mmap.mmap | bytearray:
+def content(descriptor: int, size: int) -> mmap.mmap | bytearray | memoryview:
     """What is in a slab: mapped, or copied where the system gives no mapping. The descriptor may be closed afterwards.
 
-    Raises OSError or MemoryError where there is no room for a copy either.
+    Whoever has it may write to it, and nobody else sees that; but to one that was frozen nobody can.
 
-    Args:
-        descriptor: by which it can be read.
-        size: bytes.
-        private: it may be written to; else it can only be read, and all who have it share the memory.
+    Raises OSError or MemoryError where there is no room for a copy either.
     """
+    frozen = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE
     if len(_mapped) < _MOST_MAPPED:
-        how: dict[str, Any]
-        if private:
-            how = {"flags": mmap.MAP_PRIVATE, "prot": mmap.PROT_READ | mmap.PROT_WRITE}
-        else:
-            how = {"flags": mmap.MAP_SHARED, "prot": mmap.PROT_READ}
+        how = _READ if frozen else _WRITE
         try:
             mapped = mmap.mmap(descriptor, size, **how, **_OPTIONS)
         except OSError:
@@ -249,7 +257,8 @@ def content(descriptor: int, size: int, *, private: bool = True) -> mmap.mmap | 
         else:
             _mapped.add(weakref.ref(mapped, _mapped.discard))
             return mapped
-    return copy(descriptor, size)
+    copied = copy(descriptor, size)
+    return memoryview(copied).toreadonly() if frozen else copied
 
 
 def copy(descriptor: int, size: int) -> bytearray:

@@ -102,6 +102,44 @@ class Pool(Tasks, stdlib.Pool):  # type: ignore[misc]
     def _owner(self) -> object:
         return self
 
+    def share(self, obj: Any) -> _dispatch.Shared:
+        """Puts an object where all workers can reach it, and returns a handle that stands for it in tasks' arguments.
+
+        Tasks get the object itself, which each worker unpickles once, when it is first sent something that needs it.
+        What is large and goes out of band (PEP 574: arrays of numpy and their like) is in memory once for all of them,
+        and can only be read. The handle may also be what is called: a large function, or one with large data.
+
+        Returns:
+            A handle (see `Shared`): ``pool.map(partial(f, handle), items)``. It is released by its `close`, at the end
+            of a ``with`` block, or with its last reference.
+
+        Raises:
+            What pickling the object raises; ValueError for a pool of threads, which share everything anyway, and for a
+            pool that is closed.
+        """
+        self._check_running()
+        return self._dispatcher.share(obj)
+
+    def empty(self, shape: Any, dtype: Any = float) -> _dispatch.Shared:
+        """Makes an array of zeros in memory of which the caller and all workers have one and the same.
+
+        What a task writes to it the caller sees in `value` of the handle, and nothing is copied; nor is anything kept
+        apart, so give each task its own part, and do not run such tasks again after a failure without thought.
+
+        Args:
+            shape: as numpy's, a number or a tuple of numbers.
+            dtype: as numpy's, but for objects.
+
+        Returns:
+            A handle, as of `share`.
+
+        Raises:
+            ImportError where there is no numpy; MemoryError; what numpy raises for such arguments; ValueError as
+            `share`.
+        """
+        self._check_running()
+        return self._dispatcher.empty(shape, dtype)
+
     def options(
         self,
         *,

@@ -43,7 +43,7 @@ STOREYS = {
     "transport": Storey("_channel _page _outbox _slab", "errors words descriptors framing"),
     "pickling": Storey(
         "_namespaces _anatomy _fingerprint _ledger _by_value _kept _parcels _passing _plain _returning "
-        "_remote_errors _envelope _payload _codec",
+        "_remote_errors _envelope _payload _shared _codec",
         "errors descriptors transport",
         doors="_codec",
     ),
