@@ -8,6 +8,7 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+from pairpool._dispatch import Bound
 from pairpool._strikes import came_from_handler
 
 
@@ -37,6 +38,18 @@ def check_size(option: str, size: Any) -> int | None:
             f"{option} must be a number of bytes, more than 0, or None for as many as there are; not {size!r}"
         )
     return number
+
+
+def check_bound(buffersize: Any, bufferbytes: Any) -> Bound:
+    """Returns them as one; in the words of the standard library's `Executor.map` where they are no such numbers."""
+    if buffersize is not None:
+        try:
+            buffersize = operator.index(buffersize)
+        except TypeError:
+            raise TypeError("buffersize must be an integer or None") from None
+        if buffersize < 1:
+            raise ValueError("buffersize must be None or > 0")
+    return Bound(buffersize, check_size("bufferbytes", bufferbytes))
 
 
 def check_chunksize(chunksize: int) -> int:

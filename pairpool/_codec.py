@@ -357,6 +357,8 @@ class Arrived(NamedTuple):
 
     data: Any
     slab: _passing.Slab
+    weight: int
+    """Bytes that lie there."""
 
 
 def decode_result(data: Any) -> object:

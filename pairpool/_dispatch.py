@@ -41,13 +41,14 @@ from collections.abc import Callable
 from typing import Any
 
 from pairpool import errors
+from pairpool._bounds import Bound, Pending, size_of
 from pairpool._codec import Definition, DefinitionKind, Payload, Shared
 from pairpool._exchange import Exchange
 from pairpool._feeder import Feeder
 from pairpool._jobs import BatchJob, Call
 from pairpool._packet import OutcomeMode, Status
 from pairpool._record import Record
-from pairpool._size import default_size
+from pairpool._size import default_size, transit_limit
 from pairpool._terms import Retry, Terms
 from pairpool._waiting import Deadline, Settable, Signal, wake_all
 from pairpool.engines import Engine, WorkerPlan, load_engine
@@ -55,6 +56,7 @@ from pairpool.engines import Engine, WorkerPlan, load_engine
 __all__ = [
     "NO_DEFINITION",
     "BatchJob",
+    "Bound",
     "Call",
     "Deadline",
     "DefinitionKind",
@@ -62,6 +64,7 @@ __all__ = [
     "Engine",
     "Feeder",
     "OutcomeMode",
+    "Pending",
     "Record",
     "Retry",
     "Terms",
@@ -71,6 +74,8 @@ __all__ = [
     "WorkerPlan",
     "default_size",
     "load_engine",
+    "size_of",
+    "transit_limit",
     "wake_all",
 ]
 
@@ -85,6 +90,7 @@ class Dispatcher(Exchange):
         super().__init__(engine, plan, size, budget)
         self.forked = False  # this is a forked child's copy
         self.waiters = 0
+        self.joining = False  # nobody consumes what iterators have any more
         self._lock = allocate_lock()
         self._holder = 0
         self._callback_signal = Signal()
@@ -273,6 +279,8 @@ class Dispatcher(Exchange):
 
     def join(self) -> None:
         """Waits until workers and threads have ended."""
+        self.joining = True
+        self.drain()
         self.wait(lambda: self.shutting and self.engine.is_shut, self.signals)
         self._callback_signal.set()
         if threading.current_thread() is not self._callback_thread:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pairpool._codec import Payload
 from pairpool._pacing import DEPTH, MAX_UNITS
@@ -32,18 +32,38 @@ PORTION = 64  # items of a list pickled in one go: so that the pool begins befor
 CLOSED = object()  # the last entry of `fresh`: there will be no more
 
 
+class Consumer(Protocol):
+    """Takes results one by one."""
+
+    paced: bool  # it was asked to bound what is under way
+
+    def wants(self, fed: int, size: int) -> bool:
+        """Whether another unit may be pulled, where so many were, and these take so many bytes of slabs now."""
+
+
 class Feeder:
     """Feeds one batch."""
 
     def __init__(
-        self, dispatcher: Dispatcher, job: BatchJob, items: Iterable[Any], refusal: BaseException | None = None
+        self,
+        dispatcher: Dispatcher,
+        job: BatchJob,
+        items: Iterable[Any],
+        refusal: BaseException | None = None,
+        consumer: Consumer | None = None,
     ) -> None:
-        """`refusal`: the function cannot be pickled, so every item fails with this."""
+        """`refusal`: the function cannot be pickled, so every item fails with this.
+
+        `consumer`: takes the results one by one, and bounds how much is under way.
+        """
+        self._consumer = consumer
         self._dispatcher = dispatcher
         self._source = items
         self._items: Iterator[Any] | None = None
         self._refusal = refusal
-        self._portion = PORTION if type(items) in (list, tuple) else 1  # units; pulling any other item may block
+        paced = consumer is not None and consumer.paced
+        # Units; pulling an item of anything else may block.
+        self._portion = PORTION if type(items) in (list, tuple) and not paced else 1
         self.threaded = False  # a thread of its own feeds, not a waiting caller
         self._units: list[Any] = []  # pulled, and not pickled yet
         self._exhausted = False
@@ -62,6 +82,8 @@ class Feeder:
         if self._fed - plan.next >= self._appetite(slots):
             return False
         weight = self._weight - self.job.settled_weight
+        if self._consumer is not None and not self._dispatcher.joining and not self._consumer.wants(self._fed, weight):
+            return False
         if weight <= MUCH:
             return True
         # What is large is kept ready for each slot and no more, so that its slabs are soon used again; and where that

@@ -282,7 +282,7 @@ def _with_slabs(buffers: Sequence[Any], places: Any, slabs: tuple[int, ...]) -> 
     try:
         for descriptor, (place, size) in zip(slabs, PLACED.iter_unpack(places), strict=True):
             _slab.check(descriptor, size)
-            opened[1 + place] = _codec.Arrived(opened[1 + place], _kept(descriptor, size))
+            opened[1 + place] = _codec.Arrived(opened[1 + place], _kept(descriptor, size), size)
     except (OSError, ValueError) as error:
         raise errors.FramingError(f"a result in a slab that is none: {error}") from error
     return opened

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 from pairpool import _states, errors
 from pairpool._body import Body, are_bytes, fitting, pack_body, table, takes
+from pairpool._bounds import Pending
 from pairpool._codec import Definition, DefinitionKind, Payload, Shared
 from pairpool._descriptors import NONE_OWNED
 from pairpool._packet import TASKS_HEAD, Flag, Mode, Status
@@ -93,6 +94,7 @@ class Call(NamedTuple):
     payload: Payload | bytes | BaseException  # an error: the arguments could not be pickled
     sink: Sink
     terms: Terms | None = None
+    pending: Pending | None = None  # which counts it
 
 
 class CallJob:
@@ -115,7 +117,7 @@ class CallJob:
         payloads: list[Payload | bytes] = []
         usual: Definition | None = None  # the latest, of which there is nothing more to be seen to
         for unit in range(first, first + limit):
-            definition, payload, sink, terms = self.calls[unit]
+            definition, payload, sink, terms, _ = self.calls[unit]
             if isinstance(payload, BaseException) or not sink.begin():
                 names.append(0)
                 filters.append(0)
@@ -178,13 +180,15 @@ class CallJob:
                 call = calls.get(unit)
                 if call is None:
                     continue  # settled when this was interrupted
-                _, sent, sink, terms = call
+                _, sent, sink, terms, pending = call
                 if isinstance(sent, BaseException):
                     sink.settle(Status.ERROR, sent)
                 else:
                     sink.settle(status, payload)
                     if type(sent) is Payload and sent.descriptors:
                         sent.close()
+                if pending is not None:
+                    pending.remove(sink)
                 calls.pop(unit, None)
                 if terms is not None:
                     self.tries.forget(unit)
@@ -235,6 +239,8 @@ class CallJob:
         made = self.incoming[:]  # others may make more meanwhile
         for call in [*self.calls.values(), *made]:
             call.sink.settle(Status.ERROR, error)
+            if call.pending is not None:
+                call.pending.remove(call.sink)
         self.calls.clear()
         del self.incoming[: len(made)]
 

@@ -52,7 +52,7 @@ class Shared:
             self.on_close()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls the object here. (Passed as a task's function it is the object that a worker calls.)"""
+        """Calls the object here. Passed as a task's function it is the object that a worker calls."""
         return self.value(*args, **kwargs)
 
     def __enter__(self) -> Self:

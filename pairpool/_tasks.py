@@ -21,6 +21,8 @@ class Tasks:
     _dispatcher: _dispatch.Dispatcher
     _budget: int | None
     _terms: _dispatch.Terms | None
+    _bound: _dispatch.Bound | None = None
+    _pending: _dispatch.Pending | None = None
 
     @property
     def _owner(self) -> object:
@@ -92,7 +94,10 @@ class Tasks:
     def _call(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], sink: Any, *, waits: bool
     ) -> None:
-        dispatcher = self._dispatcher
+        dispatcher, pending = self._dispatcher, self._pending
+        if pending is not None:
+            dispatcher.wait(pending.has_room, pending.signals)
+            self._check_running()
         try:
             definition, payload = dispatcher.encoder.call(function, args, kwargs)
         except Exception as error:
@@ -100,7 +105,9 @@ class Tasks:
                 raise
             dispatcher.call(_dispatch.Call(None, error, sink))
             return
-        call = _dispatch.Call(definition, payload, sink, self._terms)
+        if pending is not None:
+            pending.add(sink, payload)
+        call = _dispatch.Call(definition, payload, sink, self._terms, pending)
         if waits:
             dispatcher.call_and_wait(call)
         else:
@@ -207,32 +214,70 @@ class Tasks:
         job: _dispatch.BatchJob,
         items: Iterable[Any],
         refusal: BaseException | None,
-        result: MapResult | None,
+        result: MapResult | IMapIterator[Any],
         *,
         here: bool,
     ) -> None:
         if job.items is not None:
             self._dispatcher.add_batch(job, None)
             return
-        feeder = _dispatch.Feeder(self._dispatcher, job, items, refusal)
-        if result is not None:
-            result.feeder = feeder
+        consumer = result if isinstance(result, IMapIterator) else None
+        feeder = result.feeder = _dispatch.Feeder(self._dispatcher, job, items, refusal, consumer)
         if not here:
             feeder.start_thread()
         self._dispatcher.add_batch(job, feeder)
 
-    def imap(self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int = 1) -> Iterator[T]:
-        """Iterates over ``func(item)`` in the order of the items, which are pulled as the pool works."""
-        return self._imap(IMapIterator(self._dispatcher, self._owner), func, iterable, chunksize)
+    def imap(
+        self,
+        func: Callable[[Any], T],
+        iterable: Iterable[Any],
+        chunksize: int = 1,
+        *,
+        buffersize: int | None = None,
+        bufferbytes: int | None = None,
+    ) -> Iterator[T]:
+        """Iterates over ``func(item)`` in the order of the items, which are pulled as the pool works.
 
-    def imap_unordered(self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int = 1) -> Iterator[T]:
+        Args:
+            func: what is called with each item.
+            iterable: the items.
+            chunksize: items that travel, and run, together.
+            buffersize: items pulled whose results were not taken from the iterator yet, at most; None: as many as the
+                pool can work off (`concurrent.futures.Executor.map` has it since 3.14).
+            bufferbytes: bytes, pickled, of such items and results; None: a quarter of the memory. One item more may be
+                under way, and what is in it is not known before it is pulled.
+
+        Raises:
+            ValueError, TypeError: for bounds that are no such numbers.
+        """
+        return self._imap(IMapIterator, func, iterable, chunksize, buffersize, bufferbytes)
+
+    def imap_unordered(
+        self,
+        func: Callable[[Any], T],
+        iterable: Iterable[Any],
+        chunksize: int = 1,
+        *,
+        buffersize: int | None = None,
+        bufferbytes: int | None = None,
+    ) -> Iterator[T]:
         """Like `imap`, in the order in which results arrive."""
-        return self._imap(IMapUnorderedIterator(self._dispatcher, self._owner), func, iterable, chunksize)
+        return self._imap(IMapUnorderedIterator, func, iterable, chunksize, buffersize, bufferbytes)
 
     def _imap(
-        self, result: IMapIterator[Any], func: Callable[..., Any], iterable: Iterable[Any], chunksize: int
+        self,
+        kind: type[IMapIterator[Any]],
+        func: Callable[..., Any],
+        iterable: Iterable[Any],
+        chunksize: int,
+        buffersize: int | None,
+        bufferbytes: int | None,
     ) -> Iterator[Any]:
         self._check_running()
+        bound = self._bound
+        if buffersize is not None or bufferbytes is not None:
+            bound = _arguments.check_bound(buffersize, bufferbytes)
+        result = kind(self._dispatcher, self._owner, bound)
         if chunksize < 1:
             raise ValueError(f"Chunksize must be 1+, not {chunksize:n}")
         chunksize = _arguments.check_chunksize(chunksize)
@@ -248,7 +293,7 @@ class Tasks:
             dispatcher.encoder,
             definition,
             result,
-            items=dispatcher.plain_items(iterable) if refusal is None else None,
+            items=dispatcher.plain_items(iterable) if refusal is None and bound is None else None,
             unit=chunksize,
             chunk=1,
             star=False,
@@ -256,7 +301,7 @@ class Tasks:
             terms=self._terms,
         )
         result.job = job
-        self._start(job, iterable, refusal, None, here=False)
+        self._start(job, iterable, refusal, result, here=False)
         return result if chunksize == 1 else result.chained()
 
 
@@ -268,8 +313,10 @@ for _method in filter(inspect.isfunction, vars(Tasks).values()):
 class PoolWithOptions(Tasks):
     """A pool as `Pool.options` shows it: the same workers, other options."""
 
-    def __init__(self, pool: Tasks, terms: _dispatch.Terms | None) -> None:
+    def __init__(self, pool: Tasks, terms: _dispatch.Terms | None, bound: _dispatch.Bound | None) -> None:
         self._pool = pool
+        self._bound = bound
+        self._pending = None if bound is None else _dispatch.Pending(bound)
         self._dispatcher = pool._dispatcher
         self._budget = pool._budget
         self._terms = terms

@@ -146,6 +146,8 @@ class Pool(Tasks, stdlib.Pool):  # type: ignore[misc]
         retry: _dispatch.Retry | EllipsisType | None = ...,
         time_limit: float | EllipsisType | None = ...,
         soft_time_limit: float | EllipsisType | None = ...,
+        buffersize: int | None = None,
+        bufferbytes: int | None = None,
     ) -> Tasks:
         """This pool for tasks with other options: ``pool.options(retry=Retry(2), time_limit=60).map(f, items)``.
 
@@ -161,6 +163,11 @@ class Pool(Tasks, stdlib.Pool):  # type: ignore[misc]
                 is pickled. Code that does not return to Python is not reached by it, nor is a task that has its own
                 handler for the signal (``SIGRTMAX-3``).
 
+            buffersize: calls by `submit` and `apply_async` that may be pending at once, of those made with what this
+                returns; with as many, who makes another one waits until one has ended. For `imap` and
+                `imap_unordered` it is what they take by that name.
+            bufferbytes: bytes, pickled, of such calls, or of such items and results.
+
         None for none, whatever the pool was made with; what is not given is as the pool was made with it.
 
         Raises:
@@ -173,7 +180,8 @@ class Pool(Tasks, stdlib.Pool):  # type: ignore[misc]
             time_limit = self._time_limit
         if soft_time_limit is ...:
             soft_time_limit = self._soft_time_limit
-        return PoolWithOptions(self, _terms(retry, time_limit, soft_time_limit, self._dispatcher.engine))
+        bound = _arguments.check_bound(buffersize, bufferbytes) if (buffersize, bufferbytes) != (None, None) else None
+        return PoolWithOptions(self, _terms(retry, time_limit, soft_time_limit, self._dispatcher.engine), bound)
 
     # -- life ------------------------------------------------------------------------------------------------
 

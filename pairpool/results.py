@@ -14,7 +14,7 @@ from itertools import repeat
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from pairpool import errors
-from pairpool._dispatch import Deadline, OutcomeMode, Status, wake_all
+from pairpool._dispatch import Bound, Deadline, OutcomeMode, Status, size_of, transit_limit, wake_all
 from pairpool._strikes import came_from_handler
 
 if TYPE_CHECKING:
@@ -288,9 +288,14 @@ class IMapIterator(stdlib.IMapIterator, Generic[T]):  # type: ignore[type-arg]
 
     _ordered = True
 
-    def __init__(self, dispatcher: Dispatcher, pool: object) -> None:
+    def __init__(self, dispatcher: Dispatcher, pool: object, bound: Bound | None = None) -> None:
+        """`bound`: of what may be under way and not taken from here; None: of bytes, by the memory there is."""
         self._dispatcher = dispatcher
         self._pool: Any = pool
+        self._bound = bound or Bound(None, transit_limit())
+        self.paced = bound is not None
+        self._arrived_size = self._decoded_size = 0  # bytes of results, where there is a feeder
+        self.feeder: Feeder | None = None
         self._records: dict[int, Record] = {}  # not decoded yet, by the place of their first outcome
         self._arrived = 0  # outcomes
         self._place = 0  # of the record that is next
@@ -307,9 +312,11 @@ class IMapIterator(stdlib.IMapIterator, Generic[T]):  # type: ignore[type-arg]
         if job.failures or record.mode != OutcomeMode.SEPARATE:
             record = record.separate(job.failures)
         mine, place, units = self._records, record.first if self._ordered else self._arrived, record.units
+        size = 0 if self.feeder is None else size_of(record.buffers[1:])
         # commit
         mine[place] = record
         self._arrived += units
+        self._arrived_size += size
         del records[0]
         return None
 
@@ -326,6 +333,14 @@ class IMapIterator(stdlib.IMapIterator, Generic[T]):  # type: ignore[type-arg]
         self._failed = error
         self._pool = None
         self.progress()
+
+    def wants(self, fed: int, size: int) -> bool:
+        """Whether another unit may be pulled: see `Feeder`."""
+        job, taken = self.job, self._place + self._at - len(self._news)
+        items = fed - taken
+        if job is not None and items > 1:
+            items *= job.unit
+        return self._bound.leaves_room(items, size + self._arrived_size - self._decoded_size)
 
     def _has_news(self) -> bool:
         place = self._place
@@ -345,10 +360,16 @@ class IMapIterator(stdlib.IMapIterator, Generic[T]):  # type: ignore[type-arg]
         outcome = news[0]
         del news[0]
 
+        if self.paced:
+            self._make_room()
         succeeded, value = outcome
         if succeeded:
             return value  # type: ignore[no-any-return]
         raise value
+
+    def _make_room(self) -> None:
+        if self.feeder is not None:
+            self.feeder.nudge()
 
     def _look_for_news(self, deadline: Deadline) -> None:
         """Decodes what is next, or waits for it. Another thread may be quicker.
@@ -377,6 +398,7 @@ class IMapIterator(stdlib.IMapIterator, Generic[T]):  # type: ignore[type-arg]
             decoded = [self._decode(statuses[at], payloads[at])]
         after = at + len(decoded)
         whole = after == record.units
+        size = 0 if self.feeder is None else size_of(payloads[at:after])
         # commit: nothing is lost where an interrupt strikes before, nor told twice where it strikes after
         if place in records and self._at == at:
             if whole:
@@ -385,7 +407,10 @@ class IMapIterator(stdlib.IMapIterator, Generic[T]):  # type: ignore[type-arg]
                 self._at = 0
             else:
                 self._at = after
+            self._decoded_size += size
             news += decoded
+
+        self._make_room()
 
     def _decode(self, status: int, payload: Any) -> Outcome:
         succeeded, value = decode(self._dispatcher, status, payload)

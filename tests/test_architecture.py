@@ -50,7 +50,7 @@ STOREYS = {
     "worker": Storey("_runner _interrupts _memory _worker", "errors words descriptors framing transport pickling"),
     "zygote": Storey("_orders _surroundings _nursery _birth _zygote", "errors descriptors worker", doors="_zygote"),
     "scheduler": Storey("_scheduler _backlog _roster _pacing _ranges _limits _respawn", "words"),
-    "jobs": Storey("_jobs _body _record _terms _feeder", "errors words descriptors pickling worker scheduler"),
+    "jobs": Storey("_jobs _body _bounds _record _terms _feeder", "errors words descriptors pickling worker scheduler"),
     "engines": Storey(
         "engines _objects _handle _outgoing _pump engines.inline engines.threads engines.local engines.dask "
         "engines.ray",
