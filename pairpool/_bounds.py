@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 from pairpool._codec import Arrived, Payload
 from pairpool._waiting import Settable, wake_all
 
-_APART = (Payload, Arrived)
-
 
 class Bound(NamedTuple):
     """How much may be under way."""
@@ -29,8 +27,15 @@ class Bound(NamedTuple):
 
 
 def size_of(payloads: Iterable[Any]) -> int:
-    """Bytes of pickled things, those in slabs included."""
-    return sum([len(each.data) + each.weight if isinstance(each, _APART) else len(each) for each in payloads])
+    """Bytes of pickled things, those in slabs included. Errors, and what threads hand over as it is, have none."""
+    size = 0
+    for each in payloads:
+        kind = type(each)
+        if kind is bytes or kind is memoryview:
+            size += len(each)
+        elif (kind is Payload or kind is Arrived) and isinstance(each.data, bytes | memoryview):
+            size += len(each.data) + each.weight
+    return size
 
 
 class Pending:
