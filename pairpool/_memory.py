@@ -5,7 +5,7 @@ Own memory
 What is resident and anonymous now, less what was when the worker came up: a forked worker has its caller's pages from
 the beginning, and one that it writes to takes the place of the one that it had. The kernel tells it in one system call
 on a descriptor that is kept, as exactly as it counts itself (before Linux 6.16 up to some hundred KiB a processor may
-be missing).
+be missing). Added is what it keeps of large arguments, which lie in memory that is mapped (_slab.py).
 
 The limit
 =========
@@ -24,6 +24,7 @@ from collections.abc import Callable
 from typing import Final, ParamSpec, TypeVar
 
 from pairpool import _descriptors
+from pairpool._slab import held_bytes
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -44,7 +45,7 @@ class Gauge:
 
     def excess(self) -> int:
         """Returns how many bytes of own memory there are where they are too many, and else 0."""
-        used = (self._pages() - self._at_first) * _PAGE
+        used = (self._pages() - self._at_first) * _PAGE + held_bytes()
         return used if used > self._most else 0
 
     def _pages(self) -> int:

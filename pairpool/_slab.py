@@ -62,7 +62,8 @@ _MOST_MAPPED: Final = 128 if sys.version_info < (3, 13) else 16_384
 _OPTIONS: Final[dict[str, Any]] = {} if sys.version_info < (3, 13) else {"trackfd": False}
 _READ: Final[dict[str, Any]] = {"flags": mmap.MAP_SHARED, "prot": mmap.PROT_READ}
 _WRITE: Final[dict[str, Any]] = {"flags": mmap.MAP_PRIVATE, "prot": mmap.PROT_READ | mmap.PROT_WRITE}
-_mapped: set[weakref.ref[mmap.mmap]] = set()
+_own: set[weakref.ref[mmap.mmap]] = set()  # what is mapped privately
+_common: set[weakref.ref[mmap.mmap]] = set()  # and what is frozen
 
 
 def layout(sizes: Sequence[int]) -> tuple[list[int], int]:
@@ -248,14 +249,14 @@ def content(descriptor: int, size: int) -> mmap.mmap | bytearray | memoryview:
     Raises OSError or MemoryError where there is no room for a copy either.
     """
     frozen = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE
-    if len(_mapped) < _MOST_MAPPED:
-        how = _READ if frozen else _WRITE
+    if len(_own) + len(_common) < _MOST_MAPPED:
+        how, known = (_READ, _common) if frozen else (_WRITE, _own)
         try:
             mapped = mmap.mmap(descriptor, size, **how, **_OPTIONS)
         except OSError:
             pass  # no memory, by some limit, or too many mappings
         else:
-            _mapped.add(weakref.ref(mapped, _mapped.discard))
+            known.add(weakref.ref(mapped, known.discard))
             return mapped
     copied = copy(descriptor, size)
     return memoryview(copied).toreadonly() if frozen else copied
@@ -274,7 +275,7 @@ def copy(descriptor: int, size: int) -> bytearray:
     return copied
 
 
-def mapped_bytes() -> int:
-    """Bytes of slabs that this process has mapped."""
-    there = [reference() for reference in [*_mapped]]
+def held_bytes() -> int:
+    """Bytes of slabs of which this process keeps the memory."""
+    there = [reference() for reference in [*_own]]
     return sum([len(mapped) for mapped in there if mapped is not None])

@@ -15,6 +15,7 @@ from functools import partial
 from multiprocessing import util
 from typing import Any
 
+import numpy as np
 import pytest
 
 import pairpool
@@ -54,6 +55,12 @@ def hold(size: int) -> int:
 def use(size: int) -> int:
     """Hold so many bytes for a moment; return the worker's pid."""
     assert len(b"x" * size) == size
+    return os.getpid()
+
+
+def keep(array: Any) -> int:
+    """Keep an argument for ever, without a look at what is in it; return the worker's pid."""
+    _kept.append(array)
     return os.getpid()
 
 
@@ -200,6 +207,16 @@ def test_it_is_the_same_with_every_start_method(make_pool: MakePool, start_metho
     assert has_ended(pidfd)
     os.close(pidfd)
     assert pool.apply_async(worker_pid).get(PATIENCE) != first
+
+
+def test_large_arguments_that_it_keeps_count(make_pool: MakePool) -> None:
+    """Though they lie in memory that came from the caller, and of which it may have touched nothing."""
+    pool = make_pool(1, max_memory_per_worker=MOST)
+    array = np.zeros(MUCH, np.uint8)
+
+    first, second = (pool.apply_async(keep, (array,)).get(PATIENCE) for _ in range(2))
+
+    assert first != second
 
 
 def test_what_was_given_back_does_not_count(make_pool: MakePool) -> None:
