@@ -31,7 +31,7 @@ class Answers(Core):
     """A pool's core, and how it digests what an engine answers."""
 
     def on_outcomes(self, outcomes: Outcomes) -> None:
-        slot, ident, mode, offset, count, ran_ns, buffers, again = outcomes
+        slot, ident, mode, offset, count, ran_ns, buffers, again, _ = outcomes
         events = self.events
         packet = self.scheduler.packets.get(ident)
         if packet is None or packet.slot.ident != slot or offset + count <= packet.done:

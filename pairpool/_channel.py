@@ -4,32 +4,26 @@ Each channel is a SOCK_SEQPACKET socketpair: *tasks* carries packets down and ou
 no packet (forget, stop) down. The parent keeps `worker_end` of the tasks channel as well: a packet that lies in the
 worker's queue is taken by exactly one `recv`, the worker's or the parent's own.
 
-A message up to MESSAGE_LIMIT travels inline. A larger one is *spilled*: written to a sealed memfd, whose descriptor
-travels in a message of its own kind. It is sealed, so the receiver needs no copy where it can map it without keeping
-a descriptor: there may be as many messages waiting to be read as memory allows, and never that many descriptors.
+A message up to MESSAGE_LIMIT travels inline. A larger one is *spilled*: it lies in a slab (_slab.py), whose descriptor
+travels in a message of its own kind.
 """
 
 from __future__ import annotations
 
-import fcntl
-import mmap
-import os
 import socket
 import struct
-import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
-from pairpool import _framing
+from pairpool import _framing, _slab
 from pairpool._descriptors import Owner
+from pairpool._slab import Put
 from pairpool.errors import FramingError
 
 SPILLED: Final = 255  # kind of the message that says where another one lies; no _packet.Kind
 BUFFER_SIZE: Final = 212_992  # bytes of SO_SNDBUF: what an unprivileged process gets on most machines
 OVERHEAD: Final = 1024  # bytes that the kernel charges for a message besides its own, at most, for small ones
 
-MOST_AT_ONCE: Final = 1 << 30  # bytes: what one read(2) returns is limited
-_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 _LENGTH: Final = struct.Struct("<Q")
 
 
@@ -53,25 +47,23 @@ def charge(length: int) -> int:
     return length + length // 4 + OVERHEAD
 
 
-def encode(kind: int, ident: int, buffers: Sequence[Any]) -> tuple[bytes, Owner | None]:
-    """The message to send, and the memfd that has to travel with it where it was too large."""
+def encode(kind: int, ident: int, buffers: Sequence[Any], put: Put) -> tuple[bytes, Owner | None]:
+    """The message to send, and the slab's descriptor that has to travel with it where it was too large.
+
+    `put`: has it in a slab. Raises OSError where that is not possible.
+    """
     message = _framing.pack(kind, ident, buffers)
     if len(message) <= _framing.MESSAGE_LIMIT:
         return message, None
-    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
-    (memfd,) = map(Owner.fromfd, map(os.memfd_create, ("pairpool-spill",), (flags,)))
-    rest = memoryview(message)
-    while rest:
-        rest = rest[os.write(memfd.fileno(), rest) :]
-    fcntl.fcntl(memfd.fileno(), fcntl.F_ADD_SEALS, _SEALS)
-    return _framing.pack(SPILLED, ident, [_LENGTH.pack(len(message))]), memfd
+    slab = put((message,), (0,), len(message))
+    return _framing.pack(SPILLED, ident, [_LENGTH.pack(len(message))]), slab
 
 
 def decode(message: Any, descriptors: tuple[int, ...]) -> tuple[int, int, list[memoryview], tuple[int, ...]]:
     """Kind, ident and buffers of a message, and the descriptors that belong to what it carries.
 
-    The descriptor of a spilled message's memfd is the first of `descriptors`; it stays the caller's to close, and
-    may be closed at once. Raises FramingError for anything malformed.
+    The descriptor of a spilled message's slab is the first of `descriptors`; it stays the caller's to close, and may be
+    closed at once. Raises FramingError for anything malformed.
     """
     kind, ident, buffers = _framing.unpack(message)
     if kind != SPILLED:
@@ -79,23 +71,12 @@ def decode(message: Any, descriptors: tuple[int, ...]) -> tuple[int, int, list[m
     if not descriptors or len(buffers) != 1 or len(buffers[0]) != _LENGTH.size:
         raise FramingError("malformed message about a spilled one")
     (length,) = _LENGTH.unpack(buffers[0])
-    memfd = descriptors[0]
     try:
-        if fcntl.fcntl(memfd, fcntl.F_GET_SEALS) & _SEALS != _SEALS or os.fstat(memfd).st_size != length:
-            raise FramingError("a spilled message is not sealed at the length told")
-        content = _content(memfd, length)
+        _slab.check(descriptors[0], length)
+        content = _slab.content(descriptors[0], length)
     except (OSError, ValueError) as error:
         raise FramingError(f"a spilled message cannot be read: {error}") from error
     kind, spilled_ident, buffers = _framing.unpack(content)
     if spilled_ident != ident or kind == SPILLED:
         raise FramingError("a spilled message is not the one told")
     return kind, ident, buffers, descriptors[1:]
-
-
-def _content(memfd: int, length: int) -> Any:
-    """What is in a sealed memfd, which may be closed afterwards."""
-    if sys.version_info >= (3, 13):
-        return mmap.mmap(memfd, length, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ, trackfd=False)
-    # A mapping keeps a duplicate of the descriptor until it is closed.
-    parts = [os.pread(memfd, MOST_AT_ONCE, start) for start in range(0, length, MOST_AT_ONCE)]
-    return parts[0] if len(parts) == 1 else b"".join(parts)

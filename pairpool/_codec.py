@@ -32,7 +32,7 @@ from types import (
 )
 from typing import Any, Final, NamedTuple
 
-from pairpool import _passing
+from pairpool import _envelope, _passing
 from pairpool._anatomy import ATOMS, CachedFunction
 from pairpool._by_value import Attempt, SendingPickler
 from pairpool._envelope import LARGEST_INLINE, PROTOCOL, Large, Sorter
@@ -332,7 +332,7 @@ class Decoder:
     @staticmethod
     def loads(data: Any, descriptors: Sequence[int] = ()) -> Any:
         """Unpickle. Raises what unpickling raises; consumes the descriptors in any case."""
-        return _passing.loads(data, descriptors)
+        return _envelope.loads(data, descriptors)
 
 
 def encode_result(value: object, put: Put = put_once) -> bytes | Payload:
@@ -363,7 +363,7 @@ class Arrived(NamedTuple):
 
 def decode_result(data: Any) -> object:
     """Return a result. Raises what unpickling raises."""
-    return _passing.loads_with_slab(data.data, data.slab) if type(data) is Arrived else pickle.loads(data)
+    return _envelope.loads_with_slab(data.data, data.slab) if type(data) is Arrived else pickle.loads(data)
 
 
 def dumps_needs(needs: Iterable[Need]) -> bytes:

@@ -1,23 +1,31 @@
 """Pickles that are too large for a message: their bytes in a slab, and an envelope that says where.
 
-An envelope is a small pickle like any other. Whoever unpickles it unpickles what is in the slab whose descriptor came
-with it, and gets that. Buffers that went out of band (PEP 574) are views of the mapped slab, as they lie there, and are
-not copied any more.
+An envelope stands where the pickle would::
+
+    MAGIC u8 | index u16: which of the descriptors that came along is the slab's | number of buffers u16 |
+    length of the stream u64 | whether that is in the slab u8 | length of each buffer u64 | stream, or nothing
+
+The *stream* is the pickle without the buffers that went out of band (PEP 574). Those are loaded as views of the mapped
+slab, as they lie there, and are not copied any more.
 """
 
 from __future__ import annotations
 
 import pickle
+import struct
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from pairpool._descriptors import Owner
-from pairpool._passing import claim
+from pairpool._passing import ArrivedSlab, Slab, arrived, claim, of_descriptors
 from pairpool._slab import Put, layout
 
 PROTOCOL: Final = 5
 LARGEST_INLINE: Final = 30 * 1024  # bytes: what is larger would hardly leave room for anything else in a message
-_LARGEST_STREAM: Final = 4 * 1024  # bytes that a pickle may have without its buffers, and still be in the envelope
+_MAGIC: Final = 0xE1  # no pickle begins with that
+_HEAD: Final = struct.Struct("<BHHQB")
+_LARGEST_STREAM: Final = 4 * 1024  # bytes that a stream may have and still be in the envelope
+_MOST_BUFFERS: Final = (1 << 16) - 1
 _BEGINNINGS: Final = (pickle.PROTO, pickle.FRAME)  # of what the pickler writes that is not data by itself
 _FEW: Final = 4  # buffers that all stay views, whatever their size
 _SMALL: Final = 1 << 20  # bytes of one that is copied where there are more
@@ -45,43 +53,20 @@ def pack(large: Large, put: Put, index: int) -> tuple[bytes, Owner | None, int]:
         index: which of the descriptors that travel with the envelope is the slab's.
     """
     chunks, buffers = large
-    length = sum(map(len, chunks))
-    sizes = tuple(map(len, buffers))
-    stream: bytes | int = b"".join(chunks) if length <= _LARGEST_STREAM else length
-    if isinstance(stream, bytes):
-        parts = buffers
-        starts, end = layout(sizes)
-    else:
-        parts = [*chunks, *buffers]
+    length, sizes = sum(map(len, chunks)), tuple(map(len, buffers))
+    outside = length > _LARGEST_STREAM
+    if outside:
         starts, end = layout((length, *sizes))
         starts[:1] = [sum(map(len, chunks[:number])) for number in range(len(chunks))]
+    else:
+        starts, end = layout(sizes)
     try:
-        lent = put(parts, starts, end)
+        lent = put([*chunks, *buffers] if outside else buffers, starts, end)
     except (OSError, MemoryError):
         inside = _Inside(b"".join(chunks), [pickle.PickleBuffer(buffer) for buffer in buffers])
         return pickle.dumps(inside, PROTOCOL), None, 0
-    return pickle.dumps(_Envelope(index, stream, sizes), PROTOCOL), lent, end
-
-
-class _Envelope:
-    def __init__(self, index: int, stream: bytes | int, sizes: tuple[int, ...]) -> None:
-        self._arguments = index, stream, sizes
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return open_envelope, self._arguments
-
-
-def open_envelope(index: int, stream: bytes | int, sizes: tuple[int, ...]) -> Any:
-    """Unpickle what is in a slab. `stream`: the pickle, or how long it is at the slab's beginning."""
-    lengths = sizes if isinstance(stream, bytes) else (stream, *sizes)
-    starts, end = layout(lengths)
-    content = memoryview(claim(index).content(end))
-    parts: list[Any] = [content[start : start + length] for start, length in zip(starts, lengths, strict=True)]
-    pickled = stream if isinstance(stream, bytes) else parts.pop(0)
-    if len(parts) > _FEW and not content.readonly:
-        # A view keeps all of the slab, and of many arrays somebody may keep one.
-        parts = [bytearray(part) if len(part) < _SMALL else part for part in parts]
-    return pickle.loads(pickled, buffers=parts)
+    head = _HEAD.pack(_MAGIC, index, len(sizes), length, outside) + struct.pack(f"<{len(sizes)}Q", *sizes)
+    return head if outside else b"".join((head, *chunks)), lent, end
 
 
 class _Inside:
@@ -97,6 +82,38 @@ def open_inside(stream: bytes, buffers: list[Any]) -> Any:
     return pickle.loads(stream, buffers=buffers)
 
 
+def loads(data: Any, descriptors: Sequence[int]) -> Any:
+    """Unpickle, also what is in an envelope. The descriptors are consumed, also where this fails."""
+    if not descriptors:
+        return pickle.loads(data)
+    with arrived(of_descriptors(descriptors)):
+        return _open(data) if data[0] == _MAGIC else pickle.loads(data)
+
+
+def loads_with_slab(data: Any, slab: Slab) -> Any:
+    """Unpickle what is in an envelope. Its slab is not consumed."""
+    with arrived((ArrivedSlab(slab),)):
+        return _open(data) if data[0] == _MAGIC else pickle.loads(data)
+
+
+def _open(data: Any) -> Any:
+    _, index, number, length, outside = _HEAD.unpack_from(data)
+    stream = _HEAD.size + 8 * number
+    sizes = struct.unpack_from(f"<{number}Q", data, _HEAD.size)
+    starts, end = layout((length, *sizes) if outside else sizes)
+    content = memoryview(claim(index).content(end))
+    if outside:
+        pickled = content[:length]
+        del starts[0]
+    else:
+        pickled = memoryview(data)[stream : stream + length]
+    parts: list[Any] = [content[start : start + size] for start, size in zip(starts, sizes, strict=True)]
+    if number > _FEW and not content.readonly:
+        # A view keeps all of the slab, and of many arrays somebody may keep one.
+        parts = [bytearray(part) if len(part) < _SMALL else part for part in parts]
+    return pickle.loads(pickled, buffers=parts)
+
+
 class Sorter:
     """Tells a pickler which buffers go out of band, and keeps them."""
 
@@ -109,7 +126,7 @@ class Sorter:
             raw = buffer.raw()
         except BufferError:
             return True  # not contiguous: the pickler says so
-        if raw.nbytes <= LARGEST_INLINE:
+        if raw.nbytes <= LARGEST_INLINE or len(self.buffers) >= _MOST_BUFFERS:
             return True
         self.buffers.append(raw)
         return False

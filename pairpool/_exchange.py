@@ -20,7 +20,10 @@ finds the note and records the packet: its worker is busy, and its answer comes 
 
 from __future__ import annotations
 
+import os
+
 from pairpool._answers import Answers
+from pairpool._codec import Payload
 from pairpool._jobs import Call
 from pairpool._packet import OutcomeMode
 from pairpool._states import Sent
@@ -65,8 +68,13 @@ class Exchange(Answers):
             self.adopt_sent()
             return True
         call.sink.settle(outcomes.buffers[0][0], outcomes.buffers[1])
+        closing_all = map(os.close, outcomes.received)
         # commit
         del heard[0]
         del sent[0]
         self.at_rest = True
+        _closed = [*closing_all]
+
+        if isinstance(call.payload, Payload):
+            call.payload.close()
         return True

@@ -191,12 +191,18 @@ class WorkerHandle:
     # -- messages (digested with the dispatcher's lock held; each removes its event) --------------------------
 
     def answer(self, packet: int, raw: Any) -> Outcomes | None:
-        """The outcomes of this packet, where a message is that; None where it is to be digested as any other."""
+        """The outcomes of this packet, where a message is that; None where it is to be digested as any other.
+
+        What came with it is still to be closed.
+        """
         message, ancillary, flags, _ = raw
         try:
             kind, ident, buffers = _framing.unpack(message)
-            if kind == Kind.OUTCOMES and ident == packet and not ancillary and not flags & _CUT_OFF:
-                return self._outcomes(ident, buffers)
+            if kind == Kind.OUTCOMES and ident == packet and not flags & _CUT_OFF:
+                if not ancillary:
+                    return self._outcomes(ident, buffers)
+                received = _framing.admit(raw)[1]
+                return self._outcomes(ident, buffers, received)._replace(received=received)
         except (errors.FramingError, IndexError, struct.error):
             pass  # `on_message` says what is wrong, and what follows from it
         return None

@@ -159,18 +159,21 @@ class CallJob:
 
     def lone_body(self, call: Call, known: set[int], room: int) -> Body | None:
         """What a packet has that carries the call next to be numbered; None where more goes with it than arguments."""
-        definition, payload = call.definition, call.payload
+        definition, payload, descriptors = call.definition, call.payload, NONE_OWNED
         if isinstance(payload, Payload):
-            if payload.needs or payload.descriptors or payload.uses:
+            if payload.needs or payload.uses:
                 return None
-            payload = payload.data
+            payload, descriptors = payload.data, payload.descriptors
         if isinstance(payload, BaseException) or len(payload) > room:
             return None
         if (definition is not None and definition.ident not in known) or call.terms is not None:
             return None
+        flags = Flag.VISIBLE | Flag.DESCRIPTORS if descriptors else Flag.VISIBLE
         name = 0 if definition is None else definition.ident
-        head = TASKS_HEAD.pack(Mode.CALLS, Flag.VISIBLE, 0, 1, 0, 0, self.plan.ready)
-        return Body(1, [head, name.to_bytes(8, "little"), payload], NONE_OWNED, _NONE_RIDE, ())
+        buffers = [TASKS_HEAD.pack(Mode.CALLS, flags, 0, 1, 0, 0, self.plan.ready), name.to_bytes(8, "little"), payload]
+        if descriptors:
+            buffers.insert(1, len(descriptors).to_bytes(2, "little"))
+        return Body(1, buffers, descriptors, _NONE_RIDE, ())
 
     def digest(self) -> None:
         """Hands the recorded outcomes to their sinks."""

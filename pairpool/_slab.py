@@ -52,6 +52,7 @@ MOST_AT_ONCE: Final = 1 << 30  # bytes: what one read(2) or write(2) takes is li
 MOST_KEPT: Final = 1 << 28  # bytes of slabs in an arena, used or not
 MOST_SLABS: Final = 128  # in an arena: each has a descriptor, or two
 KEPT: Final = 1_000_000_000  # ns that they stay there from the last use on
+SMALL: Final = 1 << 17  # bytes that are read in less time than it takes to map and unmap them
 LOOKED_AT: Final = 4  # slabs, those that were lent longest, before another one is made
 HIGHEST: Final = 512  # descriptor that a slab may have: programs wait with select(2), which knows of 1024
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
@@ -101,12 +102,17 @@ class Arena:
     def put(self, parts: Sequence[Any], starts: Sequence[int], end: int) -> Owner:
         """As `Put`. Raises OSError where the system has no room."""
         slabs = self._slabs[_exponent_of(end)]
-        slab = _free_one_of(slabs) or _Slab(_exponent_of(end))
+        used, slab = True, _free_one_of(slabs)
+        if slab is None:
+            used, slab = False, _Slab(_exponent_of(end))
         slab.fill(parts, starts, end)
         lent = slab.lend()
+        if lent.fileno() >= highest():
+            raise OSError("slabs have taken as many descriptors as they may")
         slabs.append(slab)
         self.trim_at = time.monotonic_ns() + KEPT
-        self._make_room()
+        if not used:
+            self._make_room()
         return lent
 
     def _make_room(self) -> None:
@@ -162,7 +168,6 @@ class _Slab:
         # One step, so that no interrupt leaves a descriptor to nobody.
         (self._owner,) = map(Owner.fromfd, map(os.memfd_create, (NAME,), (_FLAGS,)))
         _descriptors.register(self)
-        _check_number(self._owner)
         os.ftruncate(self._owner.fileno(), self._size)
         fcntl.fcntl(self._owner.fileno(), fcntl.F_ADD_SEALS, _SEALS)
 
@@ -190,7 +195,6 @@ class _Slab:
         """A descriptor by which it can be read. Raises OSError where there are too many descriptors."""
         path = f"/proc/self/fd/{self._owner.fileno()}"
         (lent,) = map(Owner.fromfd, map(os.open, (path,), (os.O_RDONLY | os.O_CLOEXEC,)))
-        _check_number(lent)
         fcntl.flock(lent.fileno(), fcntl.LOCK_SH)
         return lent
 
@@ -220,11 +224,6 @@ def highest() -> int:
     return HIGHEST if soft == resource.RLIM_INFINITY else min(HIGHEST, soft // 2)
 
 
-def _check_number(owner: Owner) -> None:
-    if owner.fileno() >= highest():
-        raise OSError("slabs have taken as many descriptors as they may")
-
-
 def _write(descriptor: int, data: memoryview, start: int) -> None:
     while data:
         written = os.pwrite(descriptor, data[:MOST_AT_ONCE], start)
@@ -249,6 +248,8 @@ def content(descriptor: int, size: int) -> mmap.mmap | bytearray | memoryview:
     Raises OSError or MemoryError where there is no room for a copy either.
     """
     frozen = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE
+    if size <= SMALL and not frozen:
+        return copy(descriptor, size)
     if len(_own) + len(_common) < _MOST_MAPPED:
         how, known = (_READ, _common) if frozen else (_WRITE, _own)
         try:

@@ -47,6 +47,7 @@ class Outcomes(NamedTuple):
     ran_ns: int  # 0: not known
     buffers: Sequence[Any]
     again: bool = False  # some are Status.AGAIN
+    received: tuple[int, ...] = ()  # descriptors that came along, and are to be closed: of an exchange only
 
 
 class SlotEnd(NamedTuple):

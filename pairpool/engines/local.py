@@ -66,11 +66,12 @@ class LocalEngine:
 
     def __init__(self, context: BaseContext) -> None:
         # Made before the workers: it remembers what the main module has at this moment.
-        self.encoder: Encoder = _codec.Encoder(inherited=context.get_start_method() == "fork")
+        encoder = _codec.Encoder(inherited=context.get_start_method() == "fork")
+        self.encoder: Encoder = encoder
         self.credit = _channel.BUFFER_SIZE
         self.packet_room = _channel.charge(_framing.MESSAGE_LIMIT)
         self.body_room = _framing.MESSAGE_LIMIT - 1024
-        self._outgoing = Outgoing()
+        self._outgoing = Outgoing(encoder.arena.put)
         self.outbox: deque[Any] = self._outgoing.entries
         self._context = context
         self._handles: dict[int, WorkerHandle] = {}  # by slot
