@@ -14,11 +14,20 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
-from benchmarks._harness import Case, Result, Samples, cases_of, rounded
+from benchmarks._harness import Case, Result, Samples, at, cases_of, rounded
 from benchmarks.rivals import EXECUTOR, IN_PYTHON, OURS, STDLIB
 
 GREY = "#808890"
 COLOURS = {OURS: "#2f81f7", IN_PYTHON: "#7fb2fa", STDLIB: "#e08a2c", EXECUTOR: "#a371c7"}
+# A bar has its name beside it; a line can be told from others by its colour alone.
+LINES = COLOURS | {
+    "loky": "#d4619a",
+    "mpire": "#3fa45b",
+    "pebble": "#b8a12e",
+    "billiard": "#d6524a",
+    "joblib": "#3aa6a6",
+    "ray": "#8c6d5a",
+}
 STYLE = {
     "svg.hashsalt": "pairpool",  # otherwise names within the file are random
     "svg.fonttype": "none",  # text as text: a tenth of the bytes
@@ -37,6 +46,7 @@ STYLE = {
 }
 DECADE = 10.0
 COLUMNS = 2
+FEW = 4  # lines, whose names find room among them
 
 
 def draw(directory: Path, modules: Iterable[ModuleType], results: Sequence[Result]) -> None:
@@ -108,14 +118,15 @@ def _bar_panel(panel: Any, case: Case, measured: dict[str, Samples]) -> None:
 
 def _lines(case: Case, results: Sequence[Result]) -> Figure:
     """Return a line for each rival along the axis, with its spread."""
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    many = sum(any(each.samples(name).values for each in results) for name in case.rivals) > FEW
+    figure = Figure(figsize=(9, 4.5) if many else (7, 3.6), layout="constrained")
     panel = figure.subplots()
     panel.set_title(f"{case.title}\n{_direction(case)}", fontsize=9, loc="left")
     for name in case.rivals:
         points = [(each.point, each.samples(name)) for each in results if each.samples(name).values]
         if points:
             measured_at = [place for place, _ in points]
-            colour = COLOURS.get(name, GREY)
+            colour = LINES.get(name, GREY)
             panel.plot(
                 measured_at, [samples.median for _, samples in points], "o-", color=colour, label=name, markersize=4
             )
@@ -125,11 +136,14 @@ def _lines(case: Case, results: Sequence[Result]) -> Figure:
     panel.set_xscale("log")
     panel.set_yscale("log")
     places = [each.point for each in results]
-    panel.set_xticks(places, [f"{place:,}" for place in places])
+    panel.set_xticks(places, [at(place) for place in places])
     panel.xaxis.set_minor_formatter(NullFormatter())
     panel.yaxis.set_minor_formatter(NullFormatter())
     panel.set_xlabel(case.axis)
-    panel.legend()
+    if many:
+        figure.legend(loc="outside right upper")
+    else:
+        panel.legend()
     return figure
 
 

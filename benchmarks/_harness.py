@@ -24,11 +24,13 @@ from pathlib import Path
 from types import ModuleType
 
 import pairpool
-from benchmarks.rivals import OURS, RIVALS, LeftOut, Rival
+from benchmarks.rivals import IN_PYTHON, OURS, RIVALS, LeftOut, Rival
 from pairpool import _framing
 
 PATIENCE = 40.0  # seconds after which a measurement is given up
 QUICK = 20  # by what everything is divided where it has to be quick
+ROUNDS_OF_SLOW = 3  # at most; those of whom no target speaks take part in one
+BEST_OTHER = "the best other pool"  # whom a target may speak of; which it is the figures say
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Target:
 
     limit: float
     against: str | None = None
-    """The rival whose figure ours is divided by; None where the figure itself must reach the limit."""
+    """The rival whose figure ours is divided by, or `BEST_OTHER`; None where the figure itself must reach the limit."""
 
     of: str = OURS
 
@@ -77,6 +79,9 @@ class Case:
     axis: str | None = None
     points: tuple[int, ...] = (0,)
     """Where on the axis is measured; a case without one has a single point."""
+
+    slow: bool = False
+    """Whether it takes long, by a measurement or by their number: then in fewer rounds."""
 
     @property
     def what(self) -> str:
@@ -134,10 +139,24 @@ class Result:
         """Return what was measured of a rival, which may be nothing."""
         return self.rivals.get(rival, Samples(left_out="not asked for"))
 
-    def reached(self, target: Target) -> Samples:
-        """Return what is held against a target, round by round."""
+    def best_other(self, case: Case) -> str | None:
+        """Return which of the pools that are not ours has the best median; None where none was measured."""
+        others = {
+            name: each.median for name, each in self.rivals.items() if each.values and name not in (OURS, IN_PYTHON)
+        }
+        return (max if case.more_is_better else min)(others, key=others.__getitem__) if others else None
+
+    def against(self, case: Case, target: Target) -> str | None:
+        """Return whom a target speaks of, by the name that it has among the rivals."""
+        return self.best_other(case) if target.against == BEST_OTHER else target.against
+
+    def reached(self, case: Case, target: Target) -> Samples:
+        """Return what is held against a target, round by round; nothing where there is nobody to compare with."""
         ours = self.samples(target.of)
-        return ours if target.against is None else ours.by(self.samples(target.against))
+        if target.against is None:
+            return ours
+        against = self.against(case, target)
+        return Samples() if against is None else ours.by(self.samples(against))
 
 
 def is_met(case: Case, target: Target, reached: Samples) -> bool:
@@ -150,6 +169,13 @@ def rounded(value: float) -> str:
     if abs(value) >= 100:
         return f"{float(f'{value:.3g}'):,.0f}"
     return f"{value:.3g}"
+
+
+def at(place: int) -> str:
+    """Return a place on an axis as readers see it: powers of two are sizes in memory."""
+    if place < 1024 or place & (place - 1):
+        return f"{place:,}"
+    return f"{place >> 20} MiB" if place >= 1 << 20 else f"{place >> 10} KiB"
 
 
 def facts(rivals: Sequence[str] = ()) -> dict[str, str]:
@@ -190,10 +216,10 @@ def _take_turns(case: Case, point: int, options: Options) -> Result:
     names = [name for name in case.rivals if name in options.rivals]
     compared = {name for target in case.targets for name in (target.of, target.against)}
     samples = {name: Samples(left_out=None if RIVALS[name].installed else "not installed") for name in names}
-    for turn in range(options.rounds):
+    for turn in range(min(options.rounds, ROUNDS_OF_SLOW) if case.slow else options.rounds):
         for name in _rotated(names, turn):
             turns = None if name in compared else RIVALS[name].turns
-            if samples[name].left_out is None and (turns is None or turn < turns):
+            if samples[name].left_out is None and (turns is None or turn < (1 if case.slow else turns)):
                 _measure_apart(case, RIVALS[name], point, options, samples[name])
     return Result(case.title, point, samples)
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks._harness import Case, Result, Samples, Target, is_met, rounded
-from benchmarks.rivals import IN_PYTHON, OURS, STDLIB
+from benchmarks._harness import BEST_OTHER, Case, Result, Samples, Target, at, is_met, rounded
+from benchmarks.rivals import OURS, STDLIB
 
 PREFACE = """\
 Written by `make bench`. Each figure is the median over the rounds (least .. greatest), and each measurement a fresh
@@ -18,8 +18,8 @@ a pool it takes part in fewer rounds."""
 
 def as_lines(case: Case, result: Result) -> str:
     """Return what was found in one case, a rival in each line."""
-    at = f", {case.axis}: {result.point:,}" if case.axis else ""
-    lines = [f"\n{case.title}{at} [{case.unit}]"]
+    where = f", {case.axis}: {at(result.point)}" if case.axis else ""
+    lines = [f"\n{case.title}{where} [{case.unit}]"]
     width = max(map(len, result.rivals), default=0)
     lines += [f"  {name:<{width}}  {samples}" for name, samples in result.rivals.items()]
     lines += [f"  {_in_words(case, target, result)}" for target in case.targets]
@@ -27,7 +27,7 @@ def as_lines(case: Case, result: Result) -> str:
 
 
 def _in_words(case: Case, target: Target, result: Result) -> str:
-    reached = result.reached(target)
+    reached = result.reached(case, target)
     return f"must reach {_limit(case, target)}: {reached}, {_verdict(case, target, reached)}"
 
 
@@ -49,7 +49,7 @@ def missed(cases: Sequence[Case], results: Iterable[Result]) -> list[str]:
         f"{result.title}: {_in_words(by_title[result.title], target, result)}"
         for result in results
         for target in by_title[result.title].targets
-        if _verdict(by_title[result.title], target, result.reached(target)) == "missed"
+        if _verdict(by_title[result.title], target, result.reached(by_title[result.title], target)) == "missed"
     ]
 
 
@@ -81,7 +81,7 @@ def as_markdown(about: Mapping[str, str], cases: Sequence[Case], results: Sequen
         _every_pool("case", [(f"{case.title} [{case.unit}]", result) for case, result in single]),
     ]
     for case in cases:
-        points = [(f"{result.point:,}", result) for each, result in pairs if each is case and case.axis]
+        points = [(at(result.point), result) for each, result in pairs if each is case and case.axis]
         if points:
             parts += [f"## {case.title} [{case.unit}]", _every_pool(str(case.axis), points)]
     measured = [case for case in cases if case.title in {result.title for result in results}]
@@ -93,32 +93,31 @@ def _target_rows(pairs: Sequence[tuple[Case, Result]]) -> Iterator[list[str]]:
     for case, result in pairs:
         for target in case.targets or (None,):
             of = OURS if target is None else target.of
-            against = (target and target.against) or STDLIB
+            against = (target and result.against(case, target)) or STDLIB
+            must = "" if target is None else _limit(case, target).removesuffix(f" x {target.against}")
             title = case.title if of == OURS else f"{case.title}, {of.partition(', ')[2]}"
             ours, theirs = result.samples(of), result.samples(against)
             yield [
                 title,
                 case.unit,
                 str(ours),
-                against,
+                f"{BEST_OTHER}, {against}" if target and target.against == BEST_OTHER else against,
                 str(theirs),
                 str(ours.by(theirs)),
-                "" if target is None else _limit(case, target).removesuffix(f" x {against}").removesuffix(case.unit),
-                "" if target is None else _verdict(case, target, result.reached(target)),
+                must.removesuffix(case.unit),
+                "" if target is None else _verdict(case, target, result.reached(case, target)),
                 _best_other(case, result, of),
             ]
 
 
 def _best_other(case: Case, result: Result, of: str) -> str:
     """Return which of the pools that are not ours has the best median, and how one of ours compares to it."""
-    others = {
-        name: each.median for name, each in result.rivals.items() if each.values and name not in (OURS, IN_PYTHON)
-    }
-    if not others:
+    best = result.best_other(case)
+    if best is None:
         return "-"
-    best = (max if case.more_is_better else min)(others, key=others.__getitem__)
-    ratio = result.samples(of).by(result.samples(best))
-    return f"{best}: {rounded(others[best])}" + (f" (ours x {rounded(ratio.median)})" if ratio.values else "")
+    theirs = result.samples(best)
+    ratio = result.samples(of).by(theirs)
+    return f"{best}: {rounded(theirs.median)}" + (f" (ours x {rounded(ratio.median)})" if ratio.values else "")
 
 
 def _every_pool(head: str, rows: Sequence[tuple[str, Result]]) -> str:

@@ -78,14 +78,14 @@ def wake_ups_at_rest(rival: Rival, setting: Setting) -> float:
 
 def _switches() -> Iterator[int]:
     """Yield the voluntary context switches of each thread of this process but ours, and of its descendants."""
-    for pid in (os.getpid(), *_descendants(os.getpid())):
+    for pid in (os.getpid(), *descendants(os.getpid())):
         for task in Path(f"/proc/{pid}/task").iterdir():
             if int(task.name) != threading.get_native_id():
                 lines = (task / "status").read_text().splitlines()
                 yield next(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches"))
 
 
-def _descendants(parent: int) -> Iterator[int]:
+def descendants(parent: int) -> Iterator[int]:
     """Yield the processes below a process: its children, and theirs."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -95,7 +95,7 @@ def _descendants(parent: int) -> Iterator[int]:
                 continue  # it ended while we looked
             if int(after_name.split()[1]) == parent:
                 yield int(entry.name)
-                yield from _descendants(int(entry.name))
+                yield from descendants(int(entry.name))
 
 
 CASES = (

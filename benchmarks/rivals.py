@@ -22,6 +22,7 @@ OURS = "pairpool"
 IN_PYTHON = "pairpool, framing in Python"
 STDLIB = "multiprocessing.Pool"
 EXECUTOR = "ProcessPoolExecutor"
+NO_SUCH_CALL = "has no such call"
 
 
 class LeftOut(Exception):  # noqa: N818  # it is no error: the table has it
@@ -29,7 +30,7 @@ class LeftOut(Exception):  # noqa: N818  # it is no error: the table has it
 
 
 def _no_such_call() -> Never:
-    raise LeftOut("has no such call")
+    raise LeftOut(NO_SUCH_CALL)
 
 
 class Adapter:
@@ -40,6 +41,9 @@ class Adapter:
 
     grows = False
     """Whether it can have more workers while it works."""
+
+    shares = False
+    """Whether it can bring an object to all workers once, for many tasks."""
 
     def __init__(self, pool: Any) -> None:
         self.pool = pool
@@ -54,6 +58,10 @@ class Adapter:
 
     def imap_unordered(self, function: Function, items: Iterable[Any]) -> Iterator[Any]:
         """Return an iterator over results as they come, items sent one by one."""
+        _no_such_call()
+
+    def imap(self, function: Function, items: Iterable[Any]) -> Iterator[Any]:
+        """Return an iterator over results in order, items sent one by one; what it has given it does not keep."""
         _no_such_call()
 
     def apply(self, function: Function, *arguments: Any) -> Any:
@@ -76,6 +84,10 @@ class Adapter:
         """Add so many workers to those that there are."""
         _no_such_call()
 
+    def share(self, value: Any) -> Any:
+        """Bring an object to all workers, and return what stands for it in arguments; `close` gives it up."""
+        _no_such_call()
+
     def close(self) -> None:
         """End the workers, and wait until they have ended."""
         self.pool.terminate()
@@ -96,6 +108,9 @@ class PoolAdapter(Adapter):
     def imap_unordered(self, function: Function, items: Iterable[Any]) -> Iterator[Any]:
         return iter(self.pool.imap_unordered(function, items, chunksize=1))
 
+    def imap(self, function: Function, items: Iterable[Any]) -> Iterator[Any]:
+        return iter(self.pool.imap(function, items, chunksize=1))
+
     def apply(self, function: Function, *arguments: Any) -> Any:
         return self.pool.apply(function, arguments)
 
@@ -105,9 +120,10 @@ class PoolAdapter(Adapter):
 
 
 class Pairpool(PoolAdapter):
-    """Ours: futures and other sizes, besides."""
+    """Ours: futures, other sizes and shared objects, besides."""
 
     grows = True
+    shares = True
 
     def submit(self, function: Function, *arguments: Any) -> Callable[[], Any]:
         wait: Callable[[], Any] = self.pool.submit(function, *arguments).result
@@ -115,6 +131,11 @@ class Pairpool(PoolAdapter):
 
     def grow(self, workers: int, by: int) -> None:
         self.pool.resize(workers + by)
+
+    def share(self, value: Any) -> Any:
+        if not hasattr(self.pool, "share"):  # an earlier version
+            _no_such_call()
+        return self.pool.share(value)
 
 
 class Billiard(PoolAdapter):
@@ -159,6 +180,9 @@ class Executor(Adapter):
     def map(self, function: Function, items: Iterable[Any], chunksize: int | None = None) -> list[Any]:
         return list(self.pool.map(function, items, chunksize=chunksize or 1))
 
+    def imap(self, function: Function, items: Iterable[Any]) -> Iterator[Any]:
+        return iter(self.pool.map(function, items, chunksize=1))
+
     def apply(self, function: Function, *arguments: Any) -> Any:
         return self.pool.submit(function, *arguments).result()
 
@@ -186,6 +210,10 @@ class Mpire(PoolAdapter):
     def imap_unordered(self, function: Function, items: Iterable[Any]) -> Iterator[Any]:
         return iter(self.pool.imap_unordered(function, self._wrapped(items), chunk_size=1))
 
+    def imap(self, function: Function, items: Iterable[Any]) -> Iterator[Any]:
+        # Not all at once: the items may be more than there is memory for.
+        return iter(self.pool.imap(function, ((item,) for item in items), chunk_size=1))
+
     def close(self) -> None:
         self.pool.terminate()  # which joins, too
 
@@ -201,6 +229,9 @@ class Pebble(Adapter):
 
     def map(self, function: Function, items: Iterable[Any], chunksize: int | None = None) -> list[Any]:
         return list(self.pool.map(function, items, chunksize=chunksize or 1).result())
+
+    def imap(self, function: Function, items: Iterable[Any]) -> Iterator[Any]:
+        return iter(self.pool.map(function, items, chunksize=1).result())
 
     def apply(self, function: Function, *arguments: Any) -> Any:
         return self.pool.schedule(function, arguments).result()
@@ -228,6 +259,9 @@ class Joblib(Adapter):
 
     def imap_unordered(self, function: Function, items: Iterable[Any]) -> Iterator[Any]:
         return iter(self._run(function, items, batch_size=1, return_as="generator_unordered"))
+
+    def imap(self, function: Function, items: Iterable[Any]) -> Iterator[Any]:
+        return iter(self._run(function, items, batch_size=1, return_as="generator"))
 
     def _run(self, function: Function, items: Iterable[Any], **options: Any) -> Iterable[Any]:
         from joblib import Parallel, delayed

@@ -20,9 +20,26 @@ def value_of(record: Mapping[str, Any]) -> int:
     return value
 
 
-def echo(payload: bytes) -> bytes:
+def echo(payload: Any) -> Any:
     """Give back what came."""
     return payload
+
+
+def ends(array: Any) -> float:
+    """Look at a large array, but not for long."""
+    return float(array[0] + array[-1])
+
+
+def negative(array: Any) -> Any:
+    """Make another array of the same size."""
+    return -array
+
+
+def read_through(array: Any, seconds: float) -> int:
+    """Read all of an array, leave time for the other workers to do so too, and return who has read it."""
+    array.sum()
+    time.sleep(seconds)
+    return os.getpid()
 
 
 def element(array: Any, index: int) -> float:
