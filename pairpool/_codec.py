@@ -356,14 +356,17 @@ class Arrived(NamedTuple):
     """A pickle that came with a slab."""
 
     data: Any
-    slab: _passing.Slab
+    slabs: Sequence[_passing.Slab]
+    """Those of one message; they are its own when the message was digested."""
+    place: int
+    """Which of them it lies in."""
     weight: int
     """Bytes that lie there."""
 
 
 def decode_result(data: Any) -> object:
     """Return a result. Raises what unpickling raises."""
-    return _envelope.loads_with_slab(data.data, data.slab) if type(data) is Arrived else pickle.loads(data)
+    return _envelope.loads_with_slab(data.data, data.slabs[data.place]) if type(data) is Arrived else pickle.loads(data)
 
 
 def dumps_needs(needs: Iterable[Need]) -> bytes:

@@ -20,10 +20,9 @@ finds the note and records the packet: its worker is busy, and its answer comes 
 
 from __future__ import annotations
 
-import os
-
 from pairpool._answers import Answers
 from pairpool._codec import Payload
+from pairpool._descriptors import Owner
 from pairpool._jobs import Call
 from pairpool._packet import OutcomeMode
 from pairpool._states import Sent
@@ -68,12 +67,12 @@ class Exchange(Answers):
             self.adopt_sent()
             return True
         call.sink.settle(outcomes.buffers[0][0], outcomes.buffers[1])
-        closing_all = map(os.close, outcomes.received)
+        owning, owners = map(Owner.fromfd, outcomes.kept.descriptors), outcomes.kept.owners
         # commit
         del heard[0]
         del sent[0]
         self.at_rest = True
-        _closed = [*closing_all]
+        owners += owning
 
         if isinstance(call.payload, Payload):
             call.payload.close()

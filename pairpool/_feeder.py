@@ -76,8 +76,8 @@ class Feeder:
 
     def hungry(self) -> bool:
         """Whether the pool may soon have no more units of this job."""
-        if self._over:
-            return False
+        if self._over or self.job.digesting:
+            return False  # who digests asks again when he has
         plan, slots = self.job.plan, max(1, len(self._dispatcher.scheduler.slots))
         if self._fed - plan.next >= self._appetite(slots):
             return False

@@ -70,6 +70,12 @@ receive = twin.receive
 await_message = twin.await_message
 wait_ready = twin.wait_ready
 
+MAPPINGS_KEEP_DESCRIPTORS: Final = twin.MAPPINGS_KEEP_DESCRIPTORS
+slab_lend = twin.slab_lend
+slab_is_free = twin.slab_is_free
+slab_seals = twin.slab_seals
+slab_map = twin.slab_map
+
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 # Plain numbers: an `&` with the socket module's flags is a microsecond of Python.
 _TRUNCATED: Final = int(socket.MSG_TRUNC)

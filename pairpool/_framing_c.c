@@ -11,12 +11,18 @@
 
 #include <endian.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <sched.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <string.h>
+#include <structmember.h>
 #include <sys/epoll.h>
+#include <sys/file.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -592,6 +598,141 @@ static PyObject *page_take(PyObject *Py_UNUSED(module), PyObject *const *args, P
     return PyLong_FromLong(taken ? (long)(tail >> 4 & 0xFFF) : -1);
 }
 
+/* --- Slabs -----------------------------------------------------------------------------------------------
+
+   None of these calls waits for anything, so the GIL is kept: where two threads want it, giving it away and taking it
+   back costs more than the call. */
+
+static int descriptor_from(PyObject *number, int *descriptor) {
+    uint64_t value;
+    if (integer_within(number, "descriptor", 0, INT_MAX, &value) < 0)
+        return -1;
+    *descriptor = (int)value;
+    return 0;
+}
+
+static PyObject *slab_lend(PyObject *Py_UNUSED(module), PyObject *number) {
+    char path[32];
+    int descriptor;
+
+    if (descriptor_from(number, &descriptor) < 0)
+        return NULL;
+    snprintf(path, sizeof path, "/proc/self/fd/%d", descriptor);
+    int lent = open(path, O_RDONLY | O_CLOEXEC);
+    if (lent < 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    if (flock(lent, LOCK_SH | LOCK_NB) < 0) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        close(lent);
+        return NULL;
+    }
+    PyObject *result = PyLong_FromLong(lent);
+    if (result == NULL)
+        close(lent);
+    return result;
+}
+
+static PyObject *slab_is_free(PyObject *Py_UNUSED(module), PyObject *number) {
+    int descriptor;
+
+    if (descriptor_from(number, &descriptor) < 0)
+        return NULL;
+    if (flock(descriptor, LOCK_EX | LOCK_NB) < 0)
+        Py_RETURN_FALSE;
+    if (flock(descriptor, LOCK_UN) < 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    Py_RETURN_TRUE;
+}
+
+static PyObject *slab_seals(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs) {
+    struct stat status;
+    uint64_t size;
+    int descriptor;
+
+    if (check_arity("slab_seals", nargs, 2) < 0 || descriptor_from(args[0], &descriptor) < 0 ||
+        integer_within(args[1], "size", 1, PY_SSIZE_T_MAX, &size) < 0)
+        return NULL;
+    int seals = fcntl(descriptor, F_GET_SEALS);
+    if (seals < 0 || fstat(descriptor, &status) < 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    return PyLong_FromLong((uint64_t)status.st_size < size ? 0 : seals);
+}
+
+typedef struct {
+    PyObject_HEAD
+    void *start;
+    Py_ssize_t size;
+    int readonly;
+    PyObject *weak_references;
+} Mapping;
+
+static void mapping_dealloc(PyObject *self) {
+    Mapping *mapping = (Mapping *)self;
+    PyTypeObject *type = Py_TYPE(self);
+    if (mapping->weak_references != NULL)
+        PyObject_ClearWeakRefs(self);
+    if (mapping->start != MAP_FAILED)
+        munmap(mapping->start, (size_t)mapping->size);
+    PyObject_Free(self);
+    Py_DECREF(type);
+}
+
+static int mapping_getbuffer(PyObject *self, Py_buffer *view, int flags) {
+    Mapping *mapping = (Mapping *)self;
+    return PyBuffer_FillInfo(view, self, mapping->start, mapping->size, mapping->readonly, flags);
+}
+
+static Py_ssize_t mapping_length(PyObject *self) {
+    return ((Mapping *)self)->size;
+}
+
+static PyMemberDef mapping_members[] = {
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(Mapping, weak_references), READONLY, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyType_Slot mapping_slots[] = {
+    {Py_tp_dealloc, mapping_dealloc},
+    {Py_tp_members, mapping_members},
+    {Py_bf_getbuffer, mapping_getbuffer},
+    {Py_sq_length, mapping_length},
+    {0, NULL},
+};
+
+static PyType_Spec mapping_spec = {
+    .name = "pairpool._framing_c.Mapping",
+    .basicsize = sizeof(Mapping),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = mapping_slots,
+};
+
+static PyObject *slab_map(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    uint64_t size;
+    int descriptor;
+
+    if (check_arity("slab_map", nargs, 3) < 0 || descriptor_from(args[0], &descriptor) < 0 ||
+        integer_within(args[1], "size", 1, PY_SSIZE_T_MAX, &size) < 0)
+        return NULL;
+    int frozen = PyObject_IsTrue(args[2]);
+    if (frozen < 0)
+        return NULL;
+    PyTypeObject *type = *(PyTypeObject **)PyModule_GetState(module);
+    Mapping *mapping = PyObject_New(Mapping, type);
+    if (mapping == NULL)
+        return NULL;
+    mapping->weak_references = NULL;
+    mapping->size = (Py_ssize_t)size;
+    mapping->readonly = frozen;
+    mapping->start = mmap(NULL, (size_t)size, frozen ? PROT_READ : PROT_READ | PROT_WRITE,
+                          frozen ? MAP_SHARED : MAP_PRIVATE, descriptor, 0);
+    if (mapping->start == MAP_FAILED) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        Py_DECREF(mapping);
+        return NULL;
+    }
+    return (PyObject *)mapping;
+}
+
 /* --- The module ----------------------------------------------------------------------------------------- */
 
 #define FAST(function) (PyCFunction)(void (*)(void))function, METH_FASTCALL
@@ -606,19 +747,28 @@ static PyMethodDef methods[] = {
     {"page_begin", FAST(page_begin), "page_begin($module, page, packet, count, /)\n--\n\n"},
     {"page_claim", page_claim, METH_O, "page_claim($module, page, /)\n--\n\n"},
     {"page_take", FAST(page_take), "page_take($module, page, packet, /)\n--\n\n"},
+    {"slab_lend", slab_lend, METH_O, "slab_lend($module, descriptor, /)\n--\n\n"},
+    {"slab_is_free", slab_is_free, METH_O, "slab_is_free($module, descriptor, /)\n--\n\n"},
+    {"slab_seals", FAST(slab_seals), "slab_seals($module, descriptor, size, /)\n--\n\n"},
+    {"slab_map", FAST(slab_map), "slab_map($module, descriptor, size, frozen, /)\n--\n\n"},
     {NULL, NULL, 0, NULL},
 };
 
-static int add_constants(PyObject *module) {
+static int fill_module(PyObject *module) {
+    PyObject **type = PyModule_GetState(module);
+    *type = PyType_FromModuleAndSpec(module, &mapping_spec, NULL);
+    if (*type == NULL)
+        return -1;
     return PyModule_AddIntMacro(module, MESSAGE_LIMIT) < 0 || PyModule_AddIntMacro(module, READY_LIMIT) < 0 ||
                    PyModule_AddIntMacro(module, UNIT_LIMIT) < 0 ||
-                   PyModule_AddObjectRef(module, "PIPED_CLAIMS", Py_False) < 0
+                   PyModule_AddObjectRef(module, "PIPED_CLAIMS", Py_False) < 0 ||
+                   PyModule_AddObjectRef(module, "MAPPINGS_KEEP_DESCRIPTORS", Py_False) < 0
                ? -1
                : 0;
 }
 
 static PyModuleDef_Slot slots[] = {
-    {Py_mod_exec, add_constants},
+    {Py_mod_exec, fill_module},
 #if (!defined(Py_LIMITED_API) && PY_VERSION_HEX >= 0x030C0000) || Py_LIMITED_API + 0 >= 0x030C0000
     {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},
 #endif
@@ -628,12 +778,30 @@ static PyModuleDef_Slot slots[] = {
     {0, NULL},
 };
 
+static int traverse_module(PyObject *module, visitproc visit, void *arg) {
+    Py_VISIT(*(PyObject **)PyModule_GetState(module));
+    return 0;
+}
+
+static int clear_module(PyObject *module) {
+    Py_CLEAR(*(PyObject **)PyModule_GetState(module));
+    return 0;
+}
+
+static void free_module(void *module) {
+    clear_module(module);
+}
+
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "pairpool._framing_c",
     .m_doc = "The framing in C; pairpool._framing_py has the documentation of each function.",
+    .m_size = sizeof(PyObject *),
     .m_methods = methods,
     .m_slots = slots,
+    .m_traverse = traverse_module,
+    .m_clear = clear_module,
+    .m_free = free_module,
 };
 
 PyMODINIT_FUNC PyInit__framing_c(void) {

@@ -1,5 +1,6 @@
 # The types are those of the Python twin: one source, so that the two cannot drift apart.
 from pairpool._framing_py import (
+    MAPPINGS_KEEP_DESCRIPTORS as MAPPINGS_KEEP_DESCRIPTORS,
     MESSAGE_LIMIT as MESSAGE_LIMIT,
     PIPED_CLAIMS as PIPED_CLAIMS,
     READY_LIMIT as READY_LIMIT,
@@ -11,6 +12,10 @@ from pairpool._framing_py import (
     page_claim as page_claim,
     page_take as page_take,
     receive as receive,
+    slab_is_free as slab_is_free,
+    slab_lend as slab_lend,
+    slab_map as slab_map,
+    slab_seals as slab_seals,
     unpack as unpack,
     wait_ready as wait_ready,
 )

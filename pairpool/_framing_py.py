@@ -12,11 +12,13 @@ from __future__ import annotations
 import errno
 import os
 import struct
+import sys
 from array import array
 from collections import deque
-from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, lockf
+from fcntl import F_GET_SEALS, LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN, fcntl, flock, lockf
 from functools import partial
 from itertools import compress, count, repeat
+from mmap import MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE, mmap
 from operator import call, index
 from socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, MSG_DONTWAIT, MSG_NOSIGNAL, SCM_RIGHTS, SOL_SOCKET
 from time import monotonic, monotonic_ns
@@ -317,3 +319,54 @@ def _drop_tokens(page: SharedPage) -> None:
 
 def _offset(mark: int) -> int:
     return mark >> 4 & 0xFFF
+
+
+# --- Slabs --------------------------------------------------------------------------------------------------
+
+_INT_MAX: Final = 0x7FFF_FFFF
+MAPPINGS_KEEP_DESCRIPTORS: Final = sys.version_info < (3, 13)
+_OPTIONS: Final[dict[str, Any]] = {} if MAPPINGS_KEEP_DESCRIPTORS else {"trackfd": False}
+
+
+def slab_lend(descriptor: int, /) -> int:
+    """Return a descriptor of a new open file by which this memfd can be read, and which has a shared lock on it.
+
+    Raises OSError where the system gives none, or no /proc or no such locks.
+    """
+    lent = os.open(f"/proc/self/fd/{_within('descriptor', descriptor, 0, _INT_MAX)}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        flock(lent, LOCK_SH | LOCK_NB)
+    except BaseException:
+        os.close(lent)
+        raise
+    return lent
+
+
+def slab_is_free(descriptor: int, /) -> bool:
+    """Tell whether none of the open files by which this memfd was lent is open any more."""
+    descriptor = _within("descriptor", descriptor, 0, _INT_MAX)
+    try:
+        flock(descriptor, LOCK_EX | LOCK_NB)
+    except OSError:
+        return False
+    flock(descriptor, LOCK_UN)
+    return True
+
+
+def slab_seals(descriptor: int, size: int, /) -> int:
+    """Return the seals of a memfd; 0 if it has less than so many bytes. Raises OSError for what is no memfd."""
+    descriptor, size = _within("descriptor", descriptor, 0, _INT_MAX), _within("size", size, 1, sys.maxsize)
+    seals = fcntl(descriptor, F_GET_SEALS)
+    return seals if os.fstat(descriptor).st_size >= size else 0
+
+
+def slab_map(descriptor: int, size: int, frozen: bool, /) -> Any:
+    """Return a mapping of a memfd's first bytes, which has the buffer protocol and can be referred to weakly.
+
+    It can be written to, and nobody else sees that; with `frozen` it can only be read, and the memory is shared. It is
+    unmapped with the last reference, and MAPPINGS_KEEP_DESCRIPTORS says whether it has a descriptor of its own until
+    then. Raises OSError where the system gives none.
+    """
+    descriptor, size = _within("descriptor", descriptor, 0, _INT_MAX), _within("size", size, 1, sys.maxsize)
+    flags, prot = (MAP_SHARED, PROT_READ) if frozen else (MAP_PRIVATE, PROT_READ | PROT_WRITE)
+    return mmap(descriptor, size, flags=flags, prot=prot, **_OPTIONS)

@@ -20,7 +20,7 @@ from pairpool._outbox import Outbox
 from pairpool._packet import COMMITTED_HEAD, OUTCOMES_HEAD, PLACED, Kind, OutcomeMode, Reason, Status
 from pairpool._page import DUMP_SIGNAL, INTERRUPT_SIGNAL, Mark, Page, Phase
 from pairpool._zygote import Spawned
-from pairpool.engines import Event, Handlers, Outcomes, SlotEnd
+from pairpool.engines import NOTHING_KEPT, Event, Handlers, Kept, Outcomes, SlotEnd
 
 _NO_STATUS = 256  # more than a byte can say
 _CUT_OFF = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)  # plain: an `&` with the module's flags is a microsecond
@@ -193,7 +193,7 @@ class WorkerHandle:
     def answer(self, packet: int, raw: Any) -> Outcomes | None:
         """The outcomes of this packet, where a message is that; None where it is to be digested as any other.
 
-        What came with it is still to be closed.
+        Descriptors that came with it are still to be owned.
         """
         message, ancillary, flags, _ = raw
         try:
@@ -202,7 +202,8 @@ class WorkerHandle:
                 if not ancillary:
                     return self._outcomes(ident, buffers)
                 received = _framing.admit(raw)[1]
-                return self._outcomes(ident, buffers, received)._replace(received=received)
+                outcomes = self._outcomes(ident, buffers, received)
+                return outcomes if len(outcomes.kept.descriptors) == len(received) else None
         except (errors.FramingError, IndexError, struct.error):
             pass  # `on_message` says what is wrong, and what follows from it
         return None
@@ -222,7 +223,9 @@ class WorkerHandle:
             handler, argument = event
             handler(argument)
             return
-        closing_all = map(os.close, received)
+        kept = event[1].kept if event is not None and isinstance(event[1], Outcomes) else NOTHING_KEPT
+        closing_all = map(os.close, [each for each in received if each not in kept.descriptors])
+        owning, owners = map(_descriptors.Owner.fromfd, kept.descriptors), kept.owners
         if event is None:
             # commit: what is received is closed once, also where this is interrupted and done again
             del events[0]
@@ -230,6 +233,7 @@ class WorkerHandle:
         else:
             # commit
             events[0] = event
+            owners += owning
             _closed = [*closing_all]
 
     def _read(self, message: bytes, received: tuple[int, ...]) -> Event:
@@ -251,7 +255,7 @@ class WorkerHandle:
     def _outcomes(self, packet: int, buffers: Sequence[Any], slabs: tuple[int, ...] = ()) -> Outcomes:
         """Reads and checks the outcomes of a packet."""
         mode, offset, units, took = OUTCOMES_HEAD.unpack(buffers[0])
-        payloads = _with_slabs(buffers[1:-1], buffers[-1], slabs) if slabs else buffers[1:]
+        payloads, kept = _with_slabs(buffers[1:-1], buffers[-1], slabs) if slabs else (buffers[1:], NOTHING_KEPT)
         highest: int = Status.OK
         if mode == OutcomeMode.SHARED:
             sound = len(payloads) == 1
@@ -262,7 +266,7 @@ class WorkerHandle:
             sound = False
         if not sound or not units or highest > Status.LAST:
             raise errors.FramingError("malformed outcomes")
-        return Outcomes(self.slot, packet, mode, offset, units, took, payloads, highest == Status.AGAIN)
+        return Outcomes(self.slot, packet, mode, offset, units, took, payloads, highest == Status.AGAIN, kept)
 
     def on_recalled(self, raw: Any) -> None:
         """A packet was taken back from the worker's queue."""
@@ -282,30 +286,29 @@ class WorkerHandle:
         _closed = [*closing_all]
 
 
-def _with_slabs(buffers: Sequence[Any], places: Any, slabs: tuple[int, ...]) -> Sequence[Any]:
-    """Statuses and payloads, those with their slabs that came with one."""
-    opened = list(buffers)
+def _with_slabs(buffers: Sequence[Any], places: Any, slabs: tuple[int, ...]) -> tuple[Sequence[Any], Kept]:
+    """Statuses and payloads, those with their slabs that came with one, and which descriptors they keep."""
+    opened, kept = list(buffers), Kept([], [])
     try:
         for descriptor, (place, size) in zip(slabs, PLACED.iter_unpack(places), strict=True):
             _slab.check(descriptor, size)
-            opened[1 + place] = _codec.Arrived(opened[1 + place], _kept(descriptor, size), size)
+            if _slab.is_high(descriptor):
+                arrived = _codec.Arrived(opened[1 + place], [_copied(descriptor, size)], 0, size)
+            else:
+                arrived = _codec.Arrived(opened[1 + place], kept.owners, len(kept.descriptors), size)
+                kept.descriptors.append(descriptor)
+            opened[1 + place] = arrived
     except (OSError, ValueError) as error:
         raise errors.FramingError(f"a result in a slab that is none: {error}") from error
-    return opened
+    return opened, kept
 
 
-def _kept(descriptor: int, size: int) -> Any:
-    """A slab for later: a duplicate of its descriptor, or a copy where there are too many descriptors."""
-    try:
-        (owner,) = map(_descriptors.Owner.fromfd, map(os.dup, (descriptor,)))
-        if owner.fileno() < _slab.highest():
-            return owner
-    except OSError:
-        pass  # none is free
+def _copied(descriptor: int, size: int) -> bytearray | BaseException:
+    """What is in a slab; why that cannot be had is the error of this result alone."""
     try:
         return _slab.copy(descriptor, size)
     except (OSError, MemoryError) as error:
-        return error  # of this result alone
+        return error
 
 
 def _highest_in_records(records: Any, units: int) -> int:

@@ -280,6 +280,7 @@ class BatchJob:
         self.records: deque[Record] = deque()  # outcomes not yet handed to the sink
         self.prepared: dict[int, Payload | bytes] = {}  # by unit, until settled; filled by the feeder
         self.settled_weight = 0  # bytes of slabs
+        self.digesting = False  # what is under way cannot be told at the moment
         self.failures: dict[int, BaseException] = {}  # units that cannot be sent, and why
         self._encoder = encoder
         self._definitions = [definition, *definition.payload.uses]
@@ -367,6 +368,7 @@ class BatchJob:
     def digest(self) -> list[int]:
         """Hands the recorded outcomes to the sink; returns units that ended in an error."""
         failed = []
+        self.digesting = True
         while self.records:
             record = self.records[0]
             if self.prepared:
@@ -378,6 +380,7 @@ class BatchJob:
             error = self.sink.take(record, self.records)
             if error is not None:
                 failed.append(error)
+        self.digesting = False
         return failed
 
     def fall_back(self, first: int, count: int) -> None:

@@ -30,14 +30,13 @@ import fcntl
 import mmap
 import os
 import resource
-import sys
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from pairpool import _descriptors
+from pairpool import _descriptors, _framing
 from pairpool._descriptors import Owner
 
 Put = Callable[[Sequence[Any], Sequence[int], int], Owner]
@@ -54,17 +53,15 @@ MOST_SLABS: Final = 128  # in an arena: each has a descriptor, or two
 KEPT: Final = 1_000_000_000  # ns that they stay there from the last use on
 SMALL: Final = 1 << 17  # bytes that are read in less time than it takes to map and unmap them
 LOOKED_AT: Final = 4  # slabs, those that were lent longest, before another one is made
+LOWEST: Final = 16  # descriptor that one may have in any case, without a look at the limit
 HIGHEST: Final = 512  # descriptor that a slab may have: programs wait with select(2), which knows of 1024
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 _FLAGS: Final = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
 
-# Before 3.13 each mapping keeps a duplicate of its descriptor; later ones only count against vm.max_map_count.
-_MOST_MAPPED: Final = 128 if sys.version_info < (3, 13) else 16_384
-_OPTIONS: Final[dict[str, Any]] = {} if sys.version_info < (3, 13) else {"trackfd": False}
-_READ: Final[dict[str, Any]] = {"flags": mmap.MAP_SHARED, "prot": mmap.PROT_READ}
-_WRITE: Final[dict[str, Any]] = {"flags": mmap.MAP_PRIVATE, "prot": mmap.PROT_READ | mmap.PROT_WRITE}
-_own: set[weakref.ref[mmap.mmap]] = set()  # what is mapped privately
-_common: set[weakref.ref[mmap.mmap]] = set()  # and what is frozen
+# What counts is descriptors, or else vm.max_map_count, which is 65 530.
+_MOST_MAPPED: Final = 128 if _framing.MAPPINGS_KEEP_DESCRIPTORS else 16_384
+_own: set[weakref.ref[Any]] = set()  # what is mapped privately
+_common: set[weakref.ref[Any]] = set()  # and what is frozen
 
 
 def layout(sizes: Sequence[int]) -> tuple[list[int], int]:
@@ -107,7 +104,7 @@ class Arena:
             used, slab = False, _Slab(_exponent_of(end))
         slab.fill(parts, starts, end)
         lent = slab.lend()
-        if lent.fileno() >= highest():
+        if is_high(lent.fileno()):
             raise OSError("slabs have taken as many descriptors as they may")
         slabs.append(slab)
         self.trim_at = time.monotonic_ns() + KEPT
@@ -192,21 +189,13 @@ class _Slab:
         fcntl.fcntl(self._owner.fileno(), fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
 
     def lend(self) -> Owner:
-        """A descriptor by which it can be read. Raises OSError where there are too many descriptors."""
-        path = f"/proc/self/fd/{self._owner.fileno()}"
-        (lent,) = map(Owner.fromfd, map(os.open, (path,), (os.O_RDONLY | os.O_CLOEXEC,)))
-        fcntl.flock(lent.fileno(), fcntl.LOCK_SH)
+        """A descriptor by which it can be read. Raises OSError where the system gives none."""
+        (lent,) = map(Owner.fromfd, map(_framing.slab_lend, (self._owner.fileno(),)))
         return lent
 
     def is_free(self) -> bool:
         """Whether nobody can look any more at what was last in it."""
-        descriptor = self._owner.fileno()
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
-        return True
+        return _framing.slab_is_free(self._owner.fileno())
 
     def close(self) -> None:
         """Twice does no harm."""
@@ -218,10 +207,12 @@ class _Slab:
                 pass  # forked while another thread was filling it: the mapping is in use for ever here
 
 
-def highest() -> int:
-    """The first descriptor that is no slab's any more: the rest is the program's."""
+def is_high(descriptor: int) -> bool:
+    """Whether slabs have taken as many descriptors as they may: the rest is the program's."""
+    if descriptor < LOWEST:
+        return False
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return HIGHEST if soft == resource.RLIM_INFINITY else min(HIGHEST, soft // 2)
+    return descriptor >= (HIGHEST if soft == resource.RLIM_INFINITY else min(HIGHEST, soft // 2))
 
 
 def _write(descriptor: int, data: memoryview, start: int) -> None:
@@ -236,24 +227,24 @@ def _write(descriptor: int, data: memoryview, start: int) -> None:
 
 def check(descriptor: int, size: int) -> None:
     """Raises ValueError or OSError where this is no slab of at least so many bytes: it could end under a mapping."""
-    if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _SEALS != _SEALS or os.fstat(descriptor).st_size < size:
+    if _framing.slab_seals(descriptor, size) & _SEALS != _SEALS:
         raise ValueError(f"no slab of {size} bytes")
 
 
-def content(descriptor: int, size: int) -> mmap.mmap | bytearray | memoryview:
+def content(descriptor: int, size: int) -> Any:
     """What is in a slab: mapped, or copied where the system gives no mapping. The descriptor may be closed afterwards.
 
     Whoever has it may write to it, and nobody else sees that; but to one that was frozen nobody can.
 
     Raises OSError or MemoryError where there is no room for a copy either.
     """
-    frozen = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE
+    frozen = bool(_framing.slab_seals(descriptor, size) & fcntl.F_SEAL_WRITE)
     if size <= SMALL and not frozen:
         return copy(descriptor, size)
     if len(_own) + len(_common) < _MOST_MAPPED:
-        how, known = (_READ, _common) if frozen else (_WRITE, _own)
+        known = _common if frozen else _own
         try:
-            mapped = mmap.mmap(descriptor, size, **how, **_OPTIONS)
+            mapped = _framing.slab_map(descriptor, size, frozen)
         except OSError:
             pass  # no memory, by some limit, or too many mappings
         else:

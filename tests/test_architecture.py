@@ -58,7 +58,9 @@ STOREYS = {
         doors="engines",
     ),
     "dispatch": Storey(
-        "_core _answers _exchange _dispatch", "errors words pickling scheduler jobs engines", doors="_dispatch"
+        "_core _answers _exchange _dispatch",
+        "errors words descriptors pickling scheduler jobs engines",
+        doors="_dispatch",
     ),
     "faces": Storey(
         "pool _tasks results _arguments _future executor joblib _context _install __init__", "errors dispatch"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import fcntl
 import gc
 import inspect
 import os
@@ -12,6 +13,7 @@ import struct
 import sys
 from collections import deque
 from collections.abc import Callable
+from mmap import PAGESIZE
 from socket import AF_UNIX, SOCK_SEQPACKET, socketpair
 from types import ModuleType
 from typing import Any
@@ -29,6 +31,7 @@ twin = twins.twin  # the fixture
 HEADER = struct.Struct("<4sBBHQI")
 FUNCTIONS = ["await_message", "flush", "pack", "receive", "unpack", "wait_ready"]
 PRIMITIVES = ["page_begin", "page_claim", "page_take"]
+SLABS = ["slab_is_free", "slab_lend", "slab_map", "slab_seals"]
 REPEATS = 100
 CONSTANTS = ["MESSAGE_LIMIT", "READY_LIMIT", "UNIT_LIMIT"]
 
@@ -204,7 +207,7 @@ def test_a_damaged_message_is_a_message_or_a_framing_error(data: st.DataObject, 
 
 
 @needs_c
-@pytest.mark.parametrize("name", FUNCTIONS + PRIMITIVES)
+@pytest.mark.parametrize("name", FUNCTIONS + PRIMITIVES + SLABS)
 def test_twins_have_the_same_signatures(name: str) -> None:
     """A function of the C twin is called as that of the Python twin is."""
     ours, theirs = (inspect.signature(getattr(twin, name)) for twin in (TWINS["python"], TWINS["c"]))
@@ -214,7 +217,7 @@ def test_twins_have_the_same_signatures(name: str) -> None:
 
 
 @needs_c
-@pytest.mark.parametrize("name", FUNCTIONS + PRIMITIVES)
+@pytest.mark.parametrize("name", FUNCTIONS + PRIMITIVES + SLABS)
 def test_twins_refuse_a_wrong_number_of_arguments(name: str) -> None:
     """Too few and too many arguments are a TypeError from both twins."""
     right = len(inspect.signature(getattr(TWINS["python"], name)).parameters)
@@ -234,6 +237,8 @@ def exercise(twin: ModuleType) -> None:
     """Call every function, with success and with each kind of failure."""
     ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
     arrivals: deque[Any] = deque()
+    slab = os.memfd_create("slab")  # which has one seal, that there are to be no more
+    os.ftruncate(slab, PAGESIZE)
     with ours, theirs, select.epoll() as epoll:
         epoll.register(theirs, select.EPOLLIN)
         for _ in range(REPEATS):
@@ -252,6 +257,11 @@ def exercise(twin: ModuleType) -> None:
                 page = bytearray(64)
                 twin.page_begin(page, 2**40, 4000)
                 assert (twin.page_claim(page), twin.page_take(page, 2**40)) == (0, 1)
+            lent = twin.slab_lend(slab)
+            assert not twin.slab_is_free(slab)
+            assert len(twin.slab_map(lent, PAGESIZE, False)) == twin.slab_seals(lent, 1) * PAGESIZE
+            os.close(lent)
+            assert twin.slab_is_free(slab)
     failures: list[tuple[str, tuple[Any, ...]]] = [
         ("pack", (1, 2, [b"abc", "text"])),
         ("pack", (1, 2, [b"abc", memoryview(b"abc")[::2]])),
@@ -270,6 +280,14 @@ def exercise(twin: ModuleType) -> None:
         ("page_begin", (bytearray(8), 1, 1)),
         ("page_claim", (bytes(64),)),
         ("page_take", (bytearray(64), 2**48)),
+        ("slab_lend", (2**20,)),
+        ("slab_lend", (-1,)),
+        ("slab_is_free", ("text",)),
+        ("slab_map", (slab, 0, False)),
+        ("slab_map", (2**20, 1, False)),
+        ("slab_map", (slab, 2**62, False)),
+        ("slab_seals", (ours.fileno(), 1)),
+        ("slab_seals", (0, 0)),
     ]
     for name, arguments in failures * REPEATS:
         try:
@@ -277,6 +295,51 @@ def exercise(twin: ModuleType) -> None:
         except (ValueError, TypeError, OSError, AttributeError, BufferError, FramingError):
             continue
         pytest.fail(f"{name} did not fail")
+    os.close(slab)
+
+
+def test_a_memfd_is_free_when_nothing_leads_to_it_any_more(twin: ModuleType) -> None:
+    """A descriptor does, and so does a mapping, also in a child of which Python knows nothing."""
+    slab = os.memfd_create("slab", os.MFD_ALLOW_SEALING)
+    reading, writing = os.pipe()
+    try:
+        os.pwrite(slab, b"ours", 0)
+        lent = twin.slab_lend(slab)
+        mapped = memoryview(twin.slab_map(lent, 4, False))
+        os.close(lent)
+        child = os.fork()
+        if not child:
+            os.read(reading, 1)
+            os._exit(0)
+        assert not twin.slab_is_free(slab)
+        mapped[:2] = b"HI"
+        assert (bytes(mapped), os.pread(slab, 4, 0)) == (b"HIrs", b"ours")
+        mapped.release()
+        del mapped
+        assert not twin.slab_is_free(slab)
+        os.write(writing, b"x")
+        assert os.waitpid(child, 0) == (child, 0)
+        assert twin.slab_is_free(slab)
+    finally:
+        for descriptor in (slab, reading, writing):
+            os.close(descriptor)
+
+
+def test_a_frozen_memfd_can_only_be_read(twin: ModuleType) -> None:
+    """All who map it have the same memory."""
+    slab = os.memfd_create("slab", os.MFD_ALLOW_SEALING)
+    os.pwrite(slab, b"ours", 0)
+    mapped = twin.slab_map(slab, 4, True)
+
+    os.pwrite(slab, b"X", 0)
+
+    assert memoryview(mapped).readonly
+    assert bytes(mapped) == b"Xurs"
+    assert twin.slab_seals(slab, 4) == 0
+    assert twin.slab_seals(slab, 5) == 0
+    fcntl.fcntl(slab, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    assert (twin.slab_seals(slab, 4), twin.slab_seals(slab, 5)) == (fcntl.F_SEAL_SHRINK, 0)
+    os.close(slab)
 
 
 def test_nothing_is_leaked(twin: ModuleType) -> None:
@@ -292,7 +355,7 @@ def test_nothing_is_leaked(twin: ModuleType) -> None:
     assert min(growth) < REPEATS // 2
 
 
-@pytest.mark.parametrize("name", FUNCTIONS + PRIMITIVES)
+@pytest.mark.parametrize("name", FUNCTIONS + PRIMITIVES + SLABS)
 def test_each_function_comes_from_the_module_it_claims(twin: ModuleType, name: str) -> None:
     """No twin borrows a function of the other."""
     function = getattr(twin, name)
@@ -306,10 +369,10 @@ def test_the_c_twin_has_nothing_that_the_python_twin_lacks(twin: ModuleType) -> 
     public = {name for name in vars(twin) if not name.startswith("_")}
 
     assert public <= set(vars(TWINS["python"]))
-    assert {*FUNCTIONS, *PRIMITIVES, *CONSTANTS} <= public
+    assert {*FUNCTIONS, *PRIMITIVES, *SLABS, *CONSTANTS} <= public
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", FUNCTIONS + SLABS)
 def test_framing_offers_the_twin_it_names(name: str) -> None:
     """`_framing` hands out the functions of the twin that TWIN names."""
     assert getattr(_framing, name) is getattr(TWINS[_framing.TWIN], name)

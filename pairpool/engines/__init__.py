@@ -36,6 +36,16 @@ if TYPE_CHECKING:
 Event = tuple[Callable[[Any], None], Any]
 
 
+class Kept(NamedTuple):
+    """Descriptors that came with outcomes and belong to them; whoever digests the message puts owners of them here."""
+
+    descriptors: list[int]
+    owners: list[Any]
+
+
+NOTHING_KEPT = Kept([], [])
+
+
 class Outcomes(NamedTuple):
     """Argument of `Handlers.on_outcomes`: units `offset`.. of a packet have ended."""
 
@@ -47,7 +57,7 @@ class Outcomes(NamedTuple):
     ran_ns: int  # 0: not known
     buffers: Sequence[Any]
     again: bool = False  # some are Status.AGAIN
-    received: tuple[int, ...] = ()  # descriptors that came along, and are to be closed: of an exchange only
+    kept: Kept = NOTHING_KEPT
 
 
 class SlotEnd(NamedTuple):
