@@ -377,6 +377,8 @@ class Core:
         events = self.events
         if self.over is not None:
             job.sink.fail(self.over)
+            if feeder is not None:
+                feeder.end()
             del events[0]
             return
         self.batches[job.ident] = job

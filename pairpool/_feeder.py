@@ -167,7 +167,8 @@ class Feeder:
             weight += entries[number - 1].weight
         fresh, units = self.fresh, self._units
         # commit
-        self._over = over
+        if over:  # else it may be over already, if the job is
+            self._over = True
         self._fed = fed
         self._weight = weight
         del units[:number]

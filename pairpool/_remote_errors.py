@@ -24,6 +24,7 @@ from typing import Any, Final, NamedTuple
 
 from pairpool._envelope import PROTOCOL
 from pairpool._returning import ReturningPickler
+from pairpool._strikes import came_from_handler
 
 MOST_NODES = 1000  # of a chain; what is behind them is left out
 MOST_FRAMES = 200  # of one traceback: its outermost and innermost half; the text has them all
@@ -72,7 +73,10 @@ def encode_error(error: BaseException, *, wrap: bool) -> bytes:
 
 
 def decode_error(data: Any) -> BaseException:
-    """Return the error that was encoded, or one which says why there is none. Never raises."""
+    """Return the error that was encoded, or one which says why there is none.
+
+    Raises only what a signal handler raises meanwhile: that is not why, and another attempt gives the error.
+    """
     try:
         text, rows = pickle.loads(data)
         nodes = [Node(*row) for row in rows]
@@ -80,7 +84,9 @@ def decode_error(data: Any) -> BaseException:
         if text is not None:
             _give_text(error, text)
     except BaseException as trouble:
-        return carrier(safe_repr(trouble), "an error that could not be decoded")
+        if came_from_handler(trouble):
+            raise
+        return carrier(safe_repr(trouble, here=True), "an error that could not be decoded")
     return error
 
 
@@ -99,11 +105,16 @@ def format_error(error: BaseException) -> str:
         return f"{safe_repr(error)}\n(its traceback cannot be shown: {safe_repr(trouble)})\n"
 
 
-def safe_repr(obj: object) -> str:
-    """Return the repr of an object, or something like it where it has none."""
+def safe_repr(obj: object, *, here: bool = False) -> str:
+    """Return the repr of an object, or something like it where it has none.
+
+    `here`: the caller asks, not a worker; he gets what a signal handler raises meanwhile.
+    """
     try:
         said = repr(obj)
-    except BaseException:
+    except BaseException as trouble:
+        if here and came_from_handler(trouble):
+            raise
         said = f"<{type(obj).__qualname__} object whose repr raises>"
     return said if len(said) <= LONGEST_REPR else said[:LONGEST_REPR] + "..."
 
@@ -285,8 +296,9 @@ def _give_text(error: BaseException, text: str) -> None:
     remote.__cause__ = error.__cause__
     try:
         error.__cause__ = remote
-    except Exception:  # its class does not let it: it is still the error
-        return
+    except Exception as trouble:  # its class does not let it: it is still the error
+        if came_from_handler(trouble):
+            raise
 
 
 class _Joining:
@@ -301,8 +313,9 @@ class _Joining:
         for number, node in enumerate(self._nodes):
             try:
                 self._dress(self._made(number), node)
-            except Exception:  # as above
-                continue
+            except Exception as trouble:  # as above
+                if came_from_handler(trouble):
+                    raise
         return self._made(0)
 
     def _made(self, number: int) -> BaseException:
@@ -317,7 +330,9 @@ class _Joining:
         try:
             return _load_node(node.pickled, self._made)
         except BaseException as trouble:
-            return carrier(safe_repr(trouble), node.said)
+            if came_from_handler(trouble):
+                raise
+            return carrier(safe_repr(trouble, here=True), node.said)
 
     def _dress(self, error: BaseException, node: Node) -> None:
         error.__traceback__ = make_traceback(node.frames)
@@ -351,8 +366,9 @@ def make_bare(
     error: BaseException = _builtin(cls, "__new__")(cls, *arguments)
     try:
         _builtin(cls, "__init__")(error, *arguments)
-    except TypeError:  # its own __init__ never called that one
-        pass
+    except TypeError as trouble:  # its own __init__ never called that one
+        if came_from_handler(trouble):
+            raise
     if not isinstance(error, BaseExceptionGroup):
         error.args = tuple(arguments)
     for name, value in fields.items():
@@ -381,12 +397,14 @@ def make_traceback(frames: Iterable[Sequence[Any]]) -> TracebackType | None:
 
 def _raise_in(frame: RemoteFrame) -> TracebackType:
     """Return the traceback of an error raised by code that claims to be that of the frame."""
+    code = _code_of(frame)
     try:
-        exec(_code_of(frame), {"__name__": frame.module, "__file__": frame.file})
+        exec(code, {"__name__": frame.module, "__file__": frame.file})
     except NameError as error:
-        here = error.__traceback__
-        if here is not None and here.tb_next is not None:
-            return here.tb_next
+        step = error.__traceback__ and error.__traceback__.tb_next
+        if step is None or step.tb_next is not None or step.tb_frame.f_code is not code:
+            raise  # that of a signal handler
+        return step
     raise AssertionError("a name that cannot exist was found")
 
 

@@ -136,7 +136,7 @@ class Tasks:
         error_callback: Callable[[BaseException], object] | None = None,
     ) -> MapResult:
         """Like `map`, but returns at once."""
-        return self._map_async(func, iterable, chunksize, callback, error_callback, star=False, here=False)
+        return self._map_async(func, iterable, chunksize, callback, error_callback, star=False)
 
     def starmap_async(
         self,
@@ -147,19 +147,25 @@ class Tasks:
         error_callback: Callable[[BaseException], object] | None = None,
     ) -> MapResult:
         """Like `starmap`, but returns at once."""
-        return self._map_async(func, iterable, chunksize, callback, error_callback, star=True, here=False)
+        return self._map_async(func, iterable, chunksize, callback, error_callback, star=True)
 
     def _map_here(
         self, func: Callable[..., T], iterable: Iterable[Any], chunksize: int | None, *, star: bool
     ) -> list[T]:
-        result = self._map_async(func, iterable, chunksize, None, None, star=star, here=True)
+        self._check_running()
+        dispatcher = self._dispatcher
+        result = MapResult(dispatcher, self._owner, None, None)
         try:
+            self._map(result, func, iterable, chunksize, star=star, here=True)
             values: list[T] = result.get()
             return values
         except BaseException:
-            if not result.ready() and result.job is not None:
-                # Interrupted: nobody will ever see the results, so what has not begun does not begin.
-                self._dispatcher.post(self._dispatcher.on_cancel, result.job)
+            job = result.job  # None where its outcome is there
+            if job is not None:
+                # commit: by operators alone, for who is impatient sends a second signal
+                dispatcher.events += ((dispatcher.on_cancel, job),)
+
+                dispatcher.drain()
             raise
 
     def _map_async(
@@ -171,26 +177,51 @@ class Tasks:
         error_callback: Any,
         *,
         star: bool,
-        here: bool,
     ) -> MapResult:
-        """`here`: the caller waits, and feeds the job himself meanwhile."""
         self._check_running()
+        dispatcher = self._dispatcher
+        result = MapResult(dispatcher, self._owner, callback, error_callback)
+        try:
+            self._map(result, func, iterable, chunksize, star=star, here=False)
+            return result
+        except BaseException:
+            job = result.job
+            if job is not None:
+                # commit: as in `_map_here`
+                dispatcher.events += ((dispatcher.on_cancel, job),)
+
+                dispatcher.drain()
+            raise
+
+    def _map(
+        self,
+        result: MapResult,
+        func: Callable[..., Any],
+        iterable: Iterable[Any],
+        chunksize: int | None,
+        *,
+        star: bool,
+        here: bool,
+    ) -> None:
+        """Begins a map; where this is interrupted its job is to be cancelled, if `result` has one.
+
+        `here`: the caller waits, and feeds the job himself meanwhile.
+        """
         dispatcher = self._dispatcher
         items: Any = iterable if hasattr(iterable, "__len__") else list(iterable)
         length = len(items)
         explicit = chunksize is not None
         chunksize = -(-length // (4 * dispatcher.size)) if chunksize is None else _arguments.check_chunksize(chunksize)
-        result = MapResult(dispatcher, self._owner, callback, error_callback)
         if length == 0 or chunksize <= 0:
             result.finish_empty([None] * length)
-            return result
+            return
         try:
             definition = dispatcher.encoder.definition(func)
         except Exception as error:
             if came_from_handler(error):
                 raise
             result.fail(error)
-            return result
+            return
         # A chunk of the caller's is atomic; so is one that a worker's lifetime is counted in, and one in which the
         # state that a callable carries may be seen to last.
         atomic = explicit or self._budget is not None or definition.kind == _dispatch.DefinitionKind.STATEFUL
@@ -207,7 +238,6 @@ class Tasks:
         )
         result.job = job
         self._start(job, items, None, result, here=here)
-        return result
 
     def _start(
         self,
@@ -223,9 +253,9 @@ class Tasks:
             return
         consumer = result if isinstance(result, IMapIterator) else None
         feeder = result.feeder = _dispatch.Feeder(self._dispatcher, job, items, refusal, consumer)
-        if not here:
-            feeder.start_thread()
         self._dispatcher.add_batch(job, feeder)
+        if not here:
+            feeder.start_thread()  # last: a job that is cancelled ends the thread of a feeder that came with it
 
     def imap(
         self,
@@ -301,8 +331,16 @@ class Tasks:
             terms=self._terms,
         )
         result.job = job
-        self._start(job, iterable, refusal, result, here=False)
-        return result if chunksize == 1 else result.chained()
+        try:
+            self._start(job, iterable, refusal, result, here=False)
+            shown: Iterator[Any] = result if chunksize == 1 else result.chained()
+            return shown
+        except BaseException:
+            # commit: as in `_map_here`
+            dispatcher.events += ((dispatcher.on_cancel, job),)
+
+            dispatcher.drain()
+            raise
 
 
 for _method in filter(inspect.isfunction, vars(Tasks).values()):

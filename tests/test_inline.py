@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 from interruptions import Interrupted, Interruption
 from pairpool._dispatch import Call, Dispatcher, WorkerPlan
 from pairpool.engines.inline import InlineEngine
-from pairpool.errors import WorkerLostError
+from pairpool.errors import InitializerError, WorkerLostError
 from pairpool.results import AsyncResult
 from scenarios import NoThread
 
@@ -22,8 +24,8 @@ PATIENCE = 30.0  # seconds after which a result that does not come is a failure,
 class InlinePool:
     """The least of a face over the inline engine."""
 
-    def __init__(self) -> None:
-        self.dispatcher = Dispatcher(InlineEngine(), WorkerPlan(), 1, None)
+    def __init__(self, initializer: Callable[..., object] | None = None) -> None:
+        self.dispatcher = Dispatcher(InlineEngine(), WorkerPlan(initializer), 1, None)
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> AsyncResult:
         """Submit a call."""
@@ -118,3 +120,48 @@ def test_an_interrupted_pool_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < lost < number
     assert len(pool.dispatcher.scheduler.slots) == 1
     pool.dispatcher.terminate()
+
+
+def time_out(*_: object) -> None:
+    """Handle a signal."""
+    raise TimeoutError("of the handler")
+
+
+HANDLERS: dict[Any, type[BaseException]] = {time_out: TimeoutError, signal.default_int_handler: KeyboardInterrupt}
+
+
+@pytest.mark.parametrize("handler", HANDLERS)
+def test_an_initializer_that_is_struck_has_not_failed(monkeypatch: pytest.MonkeyPatch, handler: Any) -> None:
+    """What the handler raises is the caller's, each time; and the next one who wants something has it run again."""
+    strikes = 10  # more than initializers may fail
+
+    def initialize() -> None:
+        nonlocal strikes
+        if strikes:
+            strikes -= 1
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading, "Thread", NoThread)  # the callback thread's
+            pool = InlinePool(initialize)
+        result = AsyncResult(pool.dispatcher, None, None, None)
+        pool.dispatcher.calls.incoming.append(pool.made(result, abs, -1))
+        while strikes:
+            with pytest.raises(HANDLERS[handler]):
+                pool.dispatcher.drain()
+        pool.dispatcher.drain()
+        assert result.get(0) == 1
+        pool.dispatcher.terminate()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_an_initializer_that_raises_has_failed() -> None:
+    """It is not asked for ever."""
+    pool = InlinePool(partial(time_out, 1))
+    with pytest.raises(InitializerError, match="of the handler"):
+        pool.submit(abs, -1).get(PATIENCE)
+    pool.dispatcher.terminate()
+    pool.dispatcher.join()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import functools
+import gc
+import itertools
 import operator
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
+from multiprocessing.pool import MaybeEncodingError, RemoteTraceback  # type: ignore[attr-defined]
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +20,11 @@ import pytest
 
 import tasks
 from codec_things import Reducing, arrive
+from interruptions import Interrupted, Interruption
 from pairpool import _namespaces
 from pairpool._codec import Encoder
 from pairpool._feeder import CLOSED, Feeder
+from pairpool._remote_errors import decode_error, encode_error
 
 MAIN = vars(sys.modules["__main__"])
 
@@ -235,3 +241,195 @@ def test_what_the_users_code_raises_is_the_results(make_pool: Any, face: str) ->
     with pytest.raises(TimeoutError, match="its own"):
         getattr(result, take)(60)
     assert pool.apply(tasks.identity, (1,)) == 1
+
+
+# -- Errors that arrive ----------------------------------------------------------------------------
+
+
+class Steps:
+    """Counts how often code of the user's runs, and has a signal strike there once."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+        self.at = 0
+        self.signal = signal.SIGALRM
+        self.arrived = False  # what comes from a worker is loaded, not what is to go there
+
+    def __call__(self) -> None:
+        """Take a step."""
+        self.taken += 1
+        if self.taken == self.at:
+            signal.raise_signal(self.signal)
+
+
+_steps = Steps()
+
+
+@pytest.fixture
+def steps() -> Iterator[Steps]:
+    """The steps that errors of this module take."""
+    _steps.__init__()  # type: ignore[misc]
+    yield _steps
+    _steps.__init__()  # type: ignore[misc]
+
+
+class TouchyError(Exception):
+    """Runs code of the user's wherever it is touched."""
+
+    def __reduce__(self) -> Any:
+        _steps()
+        return load_touchy, self.args
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        _steps()
+        super().__setattr__(name, value)
+
+
+def load_touchy(*args: Any) -> Any:
+    """Load one."""
+    _steps()
+    return TouchyError(*args)
+
+
+class UnloadableError(Exception):
+    """Raises what has a repr of the user's, when it is loaded where it arrives."""
+
+    def __reduce__(self) -> Any:
+        return load_unloadable, self.args
+
+    def __repr__(self) -> str:
+        _steps()
+        return "UnloadableError()"
+
+
+def load_unloadable(*args: Any) -> Any:
+    """Load one."""
+    if _steps.arrived:
+        raise UnloadableError
+    return UnloadableError(*args)
+
+
+class BareError(Exception):
+    """Is made without its own `__init__`, for which there are other arguments."""
+
+    def __init__(self, one: int, other: int) -> None:
+        super().__init__(f"{one} and {other}")
+
+
+def together() -> BaseException:
+    """Return errors of all these sorts that hang together."""
+    error = ExceptionGroup("all", [TouchyError(1), UnloadableError(2), BareError(3, 4)])
+    error.add_note("a note")
+    try:
+        try:
+            raise TouchyError(5)
+        except TouchyError as cause:
+            raise error from cause
+    except ExceptionGroup as raised:
+        return raised
+
+
+def looks(error: BaseException) -> str:
+    """Return how an error would be printed."""
+    return "".join(traceback.format_exception(error))
+
+
+SIGNALS: dict[signal.Signals, type[BaseException]] = {
+    signal.SIGALRM: TimeoutError,
+    signal.SIGINT: KeyboardInterrupt,  # its handler is written in C
+}
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize(
+    "error", [TouchyError(1), UnloadableError(2), together()], ids=lambda error: type(error).__name__
+)
+def test_it_is_not_why_an_error_could_not_be_loaded(error: BaseException, number: signal.Signals, steps: Steps) -> None:
+    """It comes out, whatever of the error it strikes; another attempt gives the error."""
+    data = encode_error(error, wrap=True)
+    steps.arrived, steps.taken = True, 0
+    expected = looks(decode_error(data))
+    steps.signal = number
+    all_steps = range(1, steps.taken + 1)
+    assert all_steps
+    for steps.at in all_steps:
+        steps.taken = 0
+        with pytest.raises(SIGNALS[number]):
+            decode_error(data)
+        assert looks(decode_error(data)) == expected
+
+
+@pytest.mark.parametrize("kind", [Interrupted, OSError, NameError, TypeError])
+def test_it_comes_out_wherever_it_strikes_what_loads_an_error(kind: type[BaseException], steps: Steps) -> None:
+    """Also where it is of a kind that is caught there for a reason."""
+
+    def strike() -> None:
+        raise kind
+
+    def load() -> None:
+        try:
+            loaded.append(decode_error(data))
+        except kind as error:
+            loaded.append(error)
+
+    data = encode_error(together(), wrap=True)
+    steps.arrived = True
+    expected = looks(decode_error(data))
+    for number in itertools.count():
+        loaded: list[BaseException] = []
+        interruption = Interruption([number], strike)
+        gc.disable()  # in a finalizer of another test's pool nobody would notice a strike
+        try:
+            interruption.watch(load)
+        finally:
+            gc.enable()
+        if not interruption.struck:
+            break
+        assert type(loaded[0]) is kind, f"struck at {interruption.struck[0]}"
+    assert looks(loaded[0]) == expected
+    assert number > 100
+
+
+@pytest.mark.parametrize(
+    "error", [TouchyError(1), UnloadableError(2), together()], ids=lambda error: type(error).__name__
+)
+def test_a_worker_sends_an_error_whatever_strikes_it(error: BaseException, steps: Steps) -> None:
+    """There nobody waits for what a handler raises: the task is over, and has failed already."""
+    encode_error(error, wrap=True)
+    all_steps = range(1, steps.taken + 1)
+    for steps.at in all_steps:
+        steps.taken = 0
+        data = encode_error(error, wrap=True)
+        assert isinstance(decode_error(data), type(error) | MaybeEncodingError)
+
+
+def fail_touchily(item: Any = None) -> Any:
+    """Be a task that fails."""
+    raise TouchyError(item)
+
+
+GETS: dict[str, Callable[[Any], Callable[[], Any]]] = {
+    "apply_async": lambda pool: pool.apply_async(fail_touchily).get,
+    "map_async": lambda pool: pool.map_async(fail_touchily, [None]).get,
+    "submit": lambda pool: pool.submit(fail_touchily).result,
+    "imap": lambda pool: pool.imap(fail_touchily, [None]).__next__,
+    "imap_unordered": lambda pool: pool.imap_unordered(fail_touchily, [None]).__next__,
+}
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("face", GETS)
+def test_it_comes_out_of_who_asks_for_a_failed_result(
+    make_pool: Any, face: str, number: signal.Signals, steps: Steps
+) -> None:
+    """However often; and whoever asks again gets the error of the task."""
+    pool = make_pool(1)
+    steps.signal = number
+    get = GETS[face](pool)
+    for steps.at in range(1, 4):
+        steps.taken = 0
+        with pytest.raises(SIGNALS[number]):
+            get()
+    with pytest.raises(TouchyError) as caught:
+        get()
+    assert isinstance(caught.value.__cause__, RemoteTraceback)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pairpool._objects import ObjectCodec, ObjectEncoder
 from pairpool._packet import OUTCOMES_HEAD, Kind, OutcomeMode, Status
 from pairpool._runner import Runner
+from pairpool._strikes import came_from_handler
 from pairpool._waiting import Deadline, Signal
 from pairpool.engines import Handlers, Outcomes, SlotEnd, WorkerPlan
 from pairpool.engines.threads import NEVER, Claims, ThreadPage
@@ -204,17 +205,19 @@ class InlineEngine:
         return False
 
     def _start(self, slot: int) -> None:
-        """Comes up. An interrupted initializer has failed; the interrupt is the caller's all the same."""
+        """Comes up. Where a signal handler strikes the initializer that has not failed, but its slot has died."""
         handlers, starting = self.handlers, self._starting
         try:
             if self._plan.initializer is not None and slot in self._queues:
                 self._plan.initializer(*self._plan.initargs)
         except BaseException as error:
-            handlers.events.append((handlers.on_failed, (slot, error)))
+            was_struck = came_from_handler(error)
+            if not was_struck:
+                handlers.events.append((handlers.on_failed, (slot, error)))
             self._end(slot, None, 0)
             starting.remove(slot)
-            if not isinstance(error, Exception):
-                raise
+            if was_struck or not isinstance(error, Exception):
+                raise  # that is the caller's
         else:
             events = handlers.events
             event = (handlers.on_up, slot)
