@@ -201,7 +201,12 @@ class Dispatcher(Exchange):
 
     def terminate(self) -> None:
         """Ends everything at once; does not wait."""
-        self.post(self.on_terminate, errors.PoolTerminatedError("the pool was terminated before the result was there"))
+        self.post(self.on_terminate, self.terminated())
+
+    @staticmethod
+    def terminated() -> BaseException:
+        """Why what is pending ends when a pool is terminated."""
+        return errors.PoolTerminatedError("the pool was terminated before the result was there")
 
     def collapse(self, error: BaseException) -> None:
         """A thread of ours meets a fault: nothing is certain any more, so everything pending ends with it."""

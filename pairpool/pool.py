@@ -202,9 +202,14 @@ class Pool(Tasks, stdlib.Pool):  # type: ignore[misc]
     def close(self) -> None:
         """Takes no more tasks; workers end when all are done."""
         util.debug("closing pool")
-        if self._status == RUN and not self._dispatcher.forked:
+        dispatcher = self._dispatcher
+        if self._status == RUN and not dispatcher.forked:
+            events, closing = dispatcher.events, ((dispatcher.on_close, None),)
+            # commit: who joins a pool that is closed waits for what follows from that
             self._status = CLOSE
-            self._dispatcher.post(self._dispatcher.on_close, None)
+            events += closing
+
+            dispatcher.drain()
 
     def terminate(self) -> None:
         """Ends the workers at once. Results that are still pending fail with `PoolTerminatedError`.
@@ -213,12 +218,17 @@ class Pool(Tasks, stdlib.Pool):  # type: ignore[misc]
         or finalizer that strikes in the pool's midst, where nothing could end before it returns.
         """
         util.debug("terminating pool")
+        dispatcher = self._dispatcher
+        events, terminating = dispatcher.events, ((dispatcher.on_terminate, dispatcher.terminated()),)
+        # commit: as in `close`
         self._status = TERMINATE
+        events += terminating
+
         self._finalizer.cancel()
-        if not self._dispatcher.forked:
-            self._dispatcher.terminate()
-            if not self._dispatcher.digesting_here:
-                self._dispatcher.join()
+        if not dispatcher.forked:
+            dispatcher.drain()
+            if not dispatcher.digesting_here:
+                dispatcher.join()
 
     def join(self) -> None:
         """Waits until the workers have ended, after `close` or `terminate`."""

@@ -138,6 +138,26 @@ def test_a_call_that_is_struck_when_all_is_arranged(make_pool: Any, face: str, m
     assert ends(pool)
 
 
+@pytest.mark.parametrize("ending", [pairpool.ThreadPool.close, pairpool.ThreadPool.terminate])
+def test_a_pool_ends_wherever_its_ending_was_struck(
+    make_threads: Callable[..., Any], ending: Callable[[Any], None]
+) -> None:
+    """It is closed and on its way to its end, or it is neither and can be closed."""
+    for number in count():
+        pool = make_threads()
+        pool._dispatcher.drain()
+        interruption = Interruption((number,))
+        gc.disable()
+        try:
+            interruption.watch(partial(ending, pool))
+        finally:
+            gc.enable()
+        if not interruption.struck:
+            break
+        assert ends(pool), f"struck at {interruption.struck[0]}"
+    assert number > 10
+
+
 # -- Feeders whose job is over -----------------------------------------------------------------------
 
 
