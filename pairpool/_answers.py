@@ -48,9 +48,8 @@ class Answers(Core):
         packet.slot.lain = 0
         if self.respawn.barren:
             self.respawn.barren = 0
-        known = self._known[slot]
         if packet.definitions:
-            known |= packet.definitions
+            self.delivered.confirm(slot, packet.definitions)
         if packet.needs:
             self.encoder.accept(packet.needs)
         records, units = self._sort_out(packet, record) if again else ((record,), ())
@@ -217,7 +216,7 @@ class Answers(Core):
             self._start_failed(end.slot, unready, errors.InitializerError)
         elif slot.state in ("idle", "busy"):
             self._replace(slot, end, now)
-        self._known.pop(end.slot, None)
+        self.delivered.by_slot.pop(end.slot, None)
         self.limits.forget(end.slot)
         self.scheduler.roster.down(slot, self.events)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set as AbstractSet
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
-from pairpool._codec import Payload
+from pairpool._codec import Definition, Payload
 from pairpool._descriptors import NONE_OWNED, OwnedDescriptors
 from pairpool._packet import DEFINITION_HEAD, TASKS_HEAD, Flag, Mode
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from pairpool._jobs import Encoder
 
 BUFFER_ROOM = 24  # bytes of a packet's room for each buffer, besides what is in it
+MOST_DESCRIPTORS = 252  # that go with one packet, and one for a slab: what the kernel lets a message carry
 ONLY_BYTES = frozenset([bytes])
 DESCRIPTOR_ROOM = 128  # bytes of a packet's room for each descriptor: the kernel lets one message carry 253
 
@@ -43,12 +45,26 @@ def are_bytes(payloads: Sequence[Payload | bytes]) -> TypeGuard[Sequence[bytes]]
     return ONLY_BYTES.issuperset(map(type, payloads))
 
 
-def fitting(payloads: Sequence[Payload | bytes], room: int) -> Sequence[Payload | bytes]:
-    """The first of these payloads that fit into a packet together; one in any case."""
+def riding(
+    known: AbstractSet[int], definitions: Iterable[Definition], payloads: Iterable[Payload | bytes]
+) -> list[Definition]:
+    """The definitions that have to go with these payloads: themselves, and what they and the payloads use."""
+    wanted: dict[int, Definition] = {}
+    for definition in definitions:
+        for each in (definition, *definition.payload.uses):
+            wanted[each.ident] = each
+    for payload in payloads:
+        if isinstance(payload, Payload):
+            wanted |= {used.ident: used for used in payload.uses}
+    return [definition for ident, definition in wanted.items() if ident not in known]
+
+
+def fitting(payloads: Sequence[Payload | bytes], room: int, known: AbstractSet[int]) -> Sequence[Payload | bytes]:
+    """The first of these payloads that fit into a packet together, with what they use; one in any case."""
     if are_bytes(payloads) and sum(map(len, payloads)) + BUFFER_ROOM * len(payloads) <= room:
         return payloads  # one by one it would take ten times as long to find out
     for number, payload in enumerate(payloads):
-        room -= takes(payload)
+        room -= takes(payload) + sum([takes(used.payload) for used in riding(known, (), (payload,))])
         if room < 0 and number:
             return payloads[:number]
     return payloads
@@ -82,6 +98,8 @@ def pack_body(
     carrying = [*[carried.payload for carried in definitions], *special]
     if carrying:
         needs = tuple([need for payload in carrying for need in payload.needs])
+        if sum([len(payload.descriptors) for payload in carrying]) > MOST_DESCRIPTORS:
+            raise OSError(errno.E2BIG, f"more than {MOST_DESCRIPTORS} descriptors go with one task")
         descriptors = descriptors.and_those_of([payload.descriptors for payload in carrying])
     buffers: list[Any] = [b""]
     if descriptors:

@@ -6,6 +6,7 @@ job the feeder pulls no more than its consumer has made room for (see `Feeder.hu
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -19,11 +20,11 @@ class Bound(NamedTuple):
     items: int | None = None  # None: any number
     size: int | None = None  # bytes, pickled; None: any number
 
-    def leaves_room(self, items: int, size: int) -> bool:
-        """Whether there may be another item, where so much is under way. There may always be one."""
+    def leaves_room(self, items: int, size: int, more: int = 1) -> bool:
+        """Whether there may be so many items `more`, where so much is under way; where nothing is there always may."""
         if not items:
             return True
-        return (self.items is None or items < self.items) and (self.size is None or size < self.size)
+        return (self.items is None or items + more <= self.items) and (self.size is None or size < self.size)
 
 
 def size_of(payloads: Iterable[Any]) -> int:
@@ -39,27 +40,35 @@ def size_of(payloads: Iterable[Any]) -> int:
 
 
 class Pending:
-    """The calls with a bound that have no outcome yet."""
+    """The calls with a bound that have no outcome yet.
+
+    Looking for room and taking it are two steps: of several threads each may take one call's too much.
+    """
 
     def __init__(self, bound: Bound) -> None:
         self.signals: list[Settable] = []  # of those who wait for room
         self._bound = bound
-        self._sizes: dict[int, int] = {}  # by the id of the sink, which whoever has the call keeps
-        self._size = 0
+        self._calls: dict[int, tuple[weakref.ref[object], int]] = {}  # sink, which whoever has the call keeps, and size
 
     def has_room(self) -> bool:
         """Whether there may be another call."""
-        if not self._sizes:
-            self._size = 0  # an interrupt may have kept something from being subtracted
-        return self._bound.leaves_room(len(self._sizes), self._size)
+        if self._leaves_room():
+            return True
+        # A call that an interrupt has kept from being made has no sink any more.
+        for number, (sink, _) in [*self._calls.items()]:
+            if sink() is None:
+                self._calls.pop(number, None)
+        return self._leaves_room()
+
+    def _leaves_room(self) -> bool:
+        sizes = [size for _, size in [*self._calls.values()]]
+        return self._bound.leaves_room(len(sizes), sum(sizes))
 
     def add(self, sink: object, payload: Any) -> None:
         """There is another call."""
-        size = 0 if isinstance(payload, BaseException) else size_of((payload,))
-        self._sizes[id(sink)] = size
-        self._size += size
+        self._calls[id(sink)] = weakref.ref(sink), size_of((payload,))
 
     def remove(self, sink: object) -> None:
         """A call has its outcome. Idempotent."""
-        self._size -= self._sizes.pop(id(sink), 0)
+        self._calls.pop(id(sink), None)
         wake_all(self.signals)

@@ -251,7 +251,7 @@ class SendingPickler(DefinitionPickler):
     def reduce_shared(self, shared: Shared) -> Reduced:
         self.met_main = True  # a plain attempt would fail with those that follow, too
         used, reduced = shared.reduce(self._ledger)
-        self.uses.append(used)
+        self.uses += (used, *used.payload.uses)
         return reduced
 
     def nested(self, file: Any) -> SendingPickler:

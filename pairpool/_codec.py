@@ -20,7 +20,6 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from multiprocessing import reduction
 from multiprocessing.pool import MaybeEncodingError  # type: ignore[attr-defined]  # typeshed has it not
-from sys import getsizeof
 from types import (
     BuiltinFunctionType,
     ClassMethodDescriptorType,
@@ -135,8 +134,10 @@ class Encoder:
             if not _travels_apart(function):
                 return None, self.dumps((function, arguments, keywords))
             definition = self._define(function)
-        if not keywords and ATOMS.issuperset(map(type, arguments)) and _are_small(arguments):
-            return definition, pickle.dumps((arguments, keywords), PROTOCOL)
+        if not keywords and ATOMS.issuperset(map(type, arguments)):
+            data = pickle.dumps((arguments, keywords), PROTOCOL)
+            if len(data) <= LARGEST_INLINE:
+                return definition, data
         return definition, self.dumps((arguments, keywords))
 
     def share(self, obj: Any) -> Shared:
@@ -161,7 +162,7 @@ class Encoder:
         payload, pickler = self._encode_once(function, put_once)
         kind = _kind(function, payload, pickler)
         definition = Definition(next(_idents), kind, payload, _name_of(function))
-        if _travels_apart(function) and not payload.descriptors:
+        if _travels_apart(function) and len(payload.descriptors) <= bool(payload.weight):  # none but a slab's
             self._kept.keep(function, definition, pickler, by_name=kind is DefinitionKind.NAMED)
         return definition
 
@@ -221,9 +222,11 @@ class Encoder:
     @staticmethod
     def are_plain(pickles: Sequence[Any]) -> bool:
         """Tell whether loading these runs no code of the user's: nobody sees when it is done, nor how often."""
-        if Arrived in map(type, pickles):
-            return False
-        return _NAMES_SOMETHING.search(b"".join(pickles)) is None and not _EXTENSIONS
+        try:
+            joined = b"".join(pickles)
+        except TypeError:
+            return False  # some lie in slabs
+        return _NAMES_SOMETHING.search(joined) is None and not _EXTENSIONS
 
     # Memory.
 
@@ -314,11 +317,6 @@ class Encoder:
             raise
 
 
-def _are_small(atoms: Sequence[Any]) -> bool:
-    """Tell whether atoms together leave room in a message."""
-    return sum(map(getsizeof, atoms)) <= LARGEST_INLINE
-
-
 class Decoder:
     """The worker's half. To be made before the initializer runs."""
 
@@ -337,7 +335,8 @@ class Decoder:
 
 def encode_result(value: object, put: Put = put_once) -> bytes | Payload:
     """Pickle a result; raises MaybeEncodingError as the stdlib's pool does, where that fails."""
-    if type(value) in ATOMS and getsizeof(value) <= LARGEST_INLINE:
+    kind = type(value)
+    if kind in ATOMS and not ((kind is bytes or kind is str) and len(value) > LARGEST_INLINE):  # type: ignore[arg-type]
         return pickle.dumps(value, PROTOCOL)
     try:
         data = _results.dumps(value)

@@ -15,7 +15,6 @@ No code of the user's runs here, and nothing blocks.
 from __future__ import annotations
 
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -24,7 +23,7 @@ from typing import Any, cast
 
 from pairpool import errors
 from pairpool._body import are_bytes
-from pairpool._codec import Definition
+from pairpool._delivered import Delivered
 from pairpool._feeder import CLOSED, Feeder
 from pairpool._jobs import BatchJob, CallJob, Sink
 from pairpool._limits import Limits
@@ -68,9 +67,7 @@ class Core:
         # Only processes' units have any.
         self.limits = Limits(cast(Processes, engine.processes), self._terms_of, self._close_slot)
         self._max_memory = plan.max_memory_per_worker
-        self._known: dict[int, set[int]] = {}  # by slot: definitions that its worker has confirmed
-        self._carried: dict[int, weakref.KeyedRef[int, Definition]] = {}  # definitions that workers may have
-        self._dropped: deque[weakref.KeyedRef[int, Definition]] = deque()  # those that are gone
+        self.delivered = Delivered()
         self._failed_starts: set[int] = set()
         self.respawn = Respawn()
         self._collapsed = False  # a fault of ours ended everything
@@ -80,7 +77,7 @@ class Core:
             pass
         self.scheduler.actions.clear()  # the first workers are not opened one by one
         for slot in self.scheduler.slots.values():
-            self._known[slot.ident] = set()
+            self.delivered.by_slot[slot.ident] = set()
             self.scheduler.roster.opened(slot, None)
 
     @property
@@ -108,8 +105,8 @@ class Core:
                 self._take_calls()
             if self.feeders:
                 self._take_fed()
-            if self._dropped:
-                self._forget_definitions()
+            if self.delivered.gone:
+                self.delivered.forget_gone(scheduler.packets.values(), self.engine.forget)
             while actions:
                 self._act(actions)
             if self.calls.records:
@@ -171,7 +168,7 @@ class Core:
             if self._short_since is not None:
                 limit = 1  # so that no unit waits, or ends, because of another
             source = self.calls if job is self.calls.plan else self.batches[job.ident]
-            body = source.build(first, limit, self._known[slot.ident], engine.body_room)
+            body = source.build(first, limit, self.delivered.by_slot[slot.ident], engine.body_room)
             try:
                 entry, size = engine.entry(slot.ident, scheduler.next_packet, body)
             except (OSError, MemoryError) as error:
@@ -244,18 +241,6 @@ class Core:
         waiting[ident] = plan
         del incoming[:number]
 
-    def _forget_definitions(self) -> None:
-        """Tells workers of definitions that are gone for good: no packet will name them again."""
-        dropped = self._dropped
-        while dropped:
-            ident = dropped[0].key
-            for slot, known in self._known.items():
-                if ident in known:
-                    self.engine.forget(slot, ident)
-                    known.discard(ident)
-            self._carried.pop(ident, None)
-            del dropped[0]
-
     def _take_fed(self) -> None:
         """Takes what feeders have left."""
         for feeder in [each for each in self.feeders.values() if each.fresh]:
@@ -307,7 +292,7 @@ class Core:
         elif kind is Action.ROUSE:
             cast(Processes, self.engine.processes).rouse(action[1])
         elif kind is Action.OPEN:
-            self._known.setdefault(action[1], set())
+            self.delivered.by_slot.setdefault(action[1], set())
             self.engine.open(action[1])
         elif kind is Action.STOP:
             self.engine.stop(action[1])

@@ -113,6 +113,18 @@ class OwnedDescriptors(tuple[int, ...]):  # noqa: SLOT001  (a tuple cannot have 
         return OwnedDescriptors([*self._owners, *[owner for other in others for owner in other._owners]])
 
 
+class Owners(list[Owner]):
+    """Owners of descriptors that come one after another."""
+
+    __slots__ = ("__weakref__",)
+    __eq__ = object.__eq__  # each is itself, so that it can be registered
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+    def close(self) -> None:
+        """Close what they own. A second call does nothing."""
+        close_owners(self)
+
+
 NONE_OWNED: Final = OwnedDescriptors(())
 
 

@@ -35,14 +35,13 @@ from __future__ import annotations
 
 import sys
 import threading
-import weakref
 from _thread import allocate_lock, get_ident
 from collections.abc import Callable
 from typing import Any
 
 from pairpool import errors
 from pairpool._bounds import Bound, Pending, size_of
-from pairpool._codec import Definition, DefinitionKind, Payload, Shared
+from pairpool._codec import Arrived, Definition, DefinitionKind, Payload, Shared
 from pairpool._exchange import Exchange
 from pairpool._feeder import Feeder
 from pairpool._jobs import BatchJob, Call
@@ -55,6 +54,7 @@ from pairpool.engines import Engine, WorkerPlan, load_engine
 
 __all__ = [
     "NO_DEFINITION",
+    "Arrived",
     "BatchJob",
     "Bound",
     "Call",
@@ -111,7 +111,7 @@ class Dispatcher(Exchange):
         """Adds one call."""
         definition = call.definition
         if definition is not None and definition.kind is not _NAMED:
-            self._watch_definition(definition)
+            self.delivered.watch(definition)
         self.calls.incoming += (call,)
         # Where it is: who digests the next answer takes it, or who is at it now, and looks again before he leaves.
         if not self.sated:
@@ -146,7 +146,7 @@ class Dispatcher(Exchange):
         return self._watched(self.encoder.empty(shape, dtype))
 
     def _watched(self, shared: Shared) -> Shared:
-        self._watch_definition(shared.definition)
+        self.delivered.watch(shared.definition)
         shared.on_close = self._forget_now
         return shared
 
@@ -156,7 +156,7 @@ class Dispatcher(Exchange):
 
     def add_batch(self, job: BatchJob, feeder: Feeder | None) -> None:
         if job.definition.kind is not _NAMED:
-            self._watch_definition(job.definition)
+            self.delivered.watch(job.definition)
         self.events.append((self.on_batch, (job, feeder)))
         self.drain()
 
@@ -191,13 +191,6 @@ class Dispatcher(Exchange):
             # A signal handler raised (or there is a fault, which the callback thread will then meet as well).
             self._callback_signal.set()
             raise
-
-    def _watch_definition(self, definition: Definition) -> None:
-        """Has workers forget a definition when it is collected here, which may be long after a job of it."""
-        ident = definition.ident
-        if ident not in self._carried:
-            # Whoever drains next tells the workers. A finalizer in C: in one of ours an interrupt is swallowed.
-            self._carried[ident] = weakref.KeyedRef(definition, self._dropped.append, ident)
 
     def terminate(self) -> None:
         """Ends everything at once; does not wait."""

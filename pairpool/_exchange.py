@@ -38,7 +38,7 @@ class Exchange(Answers):
         """Sends a call; it may be settled on return. False where it has to be scheduled: then nothing was sent."""
         scheduler, engine, calls = self.scheduler, self.engine, self.calls
         processes = engine.processes
-        if processes is None or not self.at_rest or self.events or calls.incoming or self._dropped:
+        if processes is None or not self.at_rest or self.events or calls.incoming or self.delivered.gone:
             return False
         if calls.plan.unit_ns > SHORT:
             return False
@@ -47,7 +47,7 @@ class Exchange(Answers):
         slot = scheduler.roster.warmest()
         if slot is None:
             return False
-        body = calls.lone_body(call, self._known[slot.ident], engine.body_room)
+        body = calls.lone_body(call, self.delivered.by_slot[slot.ident], engine.body_room)
         if body is None:
             return False
         packet = scheduler.next_packet

@@ -40,6 +40,7 @@ class Future(Awaited, concurrent.futures.Future[T]):
 
     _made: threading.Condition | None = None
     _raw: tuple[int, Any] | None = None
+    _decoded: Outcome | None = None
     _state = "PENDING"
     _result: T | None = None
     _exception: BaseException | None = None
@@ -108,10 +109,18 @@ class Future(Awaited, concurrent.futures.Future[T]):
     # -- the caller's side -----------------------------------------------------------------------------------
 
     def _decode(self) -> Outcome:
-        raw = self._raw
-        assert raw is not None
-        outcome: Outcome = self.__dict__.setdefault("_decoded", decode(self._dispatcher, *raw))
-        return outcome
+        known: Outcome | None = self._decoded
+        if known is None:
+            raw = self._raw
+            assert raw is not None
+            decoded = decode(self._dispatcher, *raw)
+            # commit: operators only, so no other thread comes between
+            if self._decoded is None:
+                self._decoded = decoded
+
+            known = self._decoded
+            self._raw = raw[0], b""  # what it lay in is not needed any more
+        return known
 
     def _load(self) -> None:
         """Unpickles what came, where that has not been done."""

@@ -288,17 +288,20 @@ class WorkerHandle:
 
 def _with_slabs(buffers: Sequence[Any], places: Any, slabs: tuple[int, ...]) -> tuple[Sequence[Any], Kept]:
     """Statuses and payloads, those with their slabs that came with one, and which descriptors they keep."""
-    opened, kept = list(buffers), Kept([], [])
+    opened, kept = list(buffers), Kept([], _descriptors.Owners())
+    _descriptors.register(kept.owners)
     try:
         for descriptor, (place, size) in zip(slabs, PLACED.iter_unpack(places), strict=True):
             _slab.check(descriptor, size)
+            if opened[0][place] != Status.OK or type(opened[1 + place]) is _codec.Arrived:
+                raise ValueError(f"nothing that is in a slab has place {place}")
             if _slab.is_high(descriptor):
                 arrived = _codec.Arrived(opened[1 + place], [_copied(descriptor, size)], 0, size)
             else:
                 arrived = _codec.Arrived(opened[1 + place], kept.owners, len(kept.descriptors), size)
                 kept.descriptors.append(descriptor)
             opened[1 + place] = arrived
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, IndexError, struct.error) as error:
         raise errors.FramingError(f"a result in a slab that is none: {error}") from error
     return opened, kept
 

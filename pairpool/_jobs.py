@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from pairpool import _states, errors
-from pairpool._body import Body, are_bytes, fitting, pack_body, table, takes
+from pairpool._body import Body, are_bytes, fitting, pack_body, riding, table, takes
 from pairpool._bounds import Pending
 from pairpool._codec import Definition, DefinitionKind, Payload, Shared
 from pairpool._descriptors import NONE_OWNED
@@ -126,11 +126,10 @@ class CallJob:
             room -= takes(payload)
             fresh = {}
             filter_ = None if terms is None else terms.filter
-            uses = payload.uses if isinstance(payload, Payload) else ()
-            if definition is not usual or filter_ is not None or uses:
-                more = () if definition is None else definition.payload.uses
-                for carried in (definition, filter_, *more, *uses):
-                    if carried is not None and carried.ident not in known and carried.ident not in definitions:
+            if definition is not usual or filter_ is not None or (isinstance(payload, Payload) and payload.uses):
+                named = [each for each in (definition, filter_) if each is not None]
+                for carried in riding(known, named, (payload,)):
+                    if carried.ident not in definitions:
                         fresh[carried.ident] = carried
                         room -= takes(carried.payload)
             if room < 0 and payloads:
@@ -166,7 +165,7 @@ class CallJob:
             payload, descriptors = payload.data, payload.descriptors
         if isinstance(payload, BaseException) or len(payload) > room:
             return None
-        if (definition is not None and definition.ident not in known) or call.terms is not None:
+        if (definition is not None and definition.ident not in known) or call.terms is not None or call.pending:
             return None
         flags = Flag.VISIBLE | Flag.DESCRIPTORS if descriptors else Flag.VISIBLE
         name = 0 if definition is None else definition.ident
@@ -283,7 +282,7 @@ class BatchJob:
         self.digesting = False  # what is under way cannot be told at the moment
         self.failures: dict[int, BaseException] = {}  # units that cannot be sent, and why
         self._encoder = encoder
-        self._definitions = [definition, *definition.payload.uses]
+        self._definitions = [definition]
         self._limit_ns = 0 if terms is None else terms.first_limit_ns
         self._filters: list[int] = []
         if terms is not None and terms.filter is not None:
@@ -301,7 +300,7 @@ class BatchJob:
             limit = next((n for n in range(1, limit) if (first + n in self.failures) is not fails), limit)
             if fails:  # it goes without the function, which may be what cannot be sent
                 return self._build_prepared(first, limit, (), known, room)
-        definitions = tuple([each for each in self._definitions if each.ident not in known])
+        definitions = riding(known, self._definitions, ())
         for definition in definitions:
             room -= takes(definition.payload)
         if self.items is None:
@@ -335,11 +334,9 @@ class BatchJob:
         prepared, nothing = self.prepared, self._encoder.nothing
         payloads: Sequence[Payload | bytes] = [prepared.get(unit, nothing) for unit in range(first, first + limit)]
         mode = Mode.SEPARATE if self.unit == 1 else Mode.CHUNKS
-        payloads = fitting(payloads, room)
+        payloads = fitting(payloads, room, known)
         if not are_bytes(payloads):
-            uses = {used.ident: used for each in payloads if isinstance(each, Payload) for used in each.uses}
-            carried = {each.ident for each in definitions} | known
-            definitions = (*definitions, *[used for ident, used in uses.items() if ident not in carried])
+            definitions = riding(known, definitions, payloads)
         return self._pack(mode, first, definitions, payloads, None)
 
     def _pack(
@@ -389,13 +386,12 @@ class BatchJob:
         for unit in range(first, first + count):
             payload = self.prepared.get(unit)
             if not travels:
-                self.failures[unit] = refusal(self.definition.payload.needs)
-                self.prepared.pop(unit, None)
+                self._fail(unit, refusal(self.definition.payload.needs))
             elif isinstance(payload, Payload) and payload.needs:
                 if payload.fallback is None:
-                    self.failures[unit] = refusal(payload.needs)
-                    self.prepared.pop(unit)
+                    self._fail(unit, refusal(payload.needs))
                 else:
+                    payload.fallback.weight = payload.weight  # what it was counted with
                     self.prepared[unit] = payload.fallback
 
     def terms_of(self, _: int) -> Terms | None:
@@ -414,11 +410,17 @@ class BatchJob:
     def refuse(self, first: int, count: int, error: BaseException) -> None:
         """These units cannot be sent: they travel as nothing, and end with `error`."""
         for unit in range(first, first + count):
-            self.failures[unit] = error
-            self.prepared.pop(unit, None)
+            self._fail(unit, error)
+
+    def _fail(self, unit: int, error: BaseException) -> None:
+        """A unit cannot be sent. What was about to be keeps its descriptors until then."""
+        self.failures[unit] = error
+        payload = self.prepared.pop(unit, None)
+        if isinstance(payload, Payload):
+            self.settled_weight += payload.weight
 
     def close(self) -> None:
-        """Drops whatever has not been sent. What is about to be keeps its descriptors until then."""
+        """Drops whatever has not been sent."""
         self.prepared.clear()
 
 

@@ -82,12 +82,6 @@ class ObjectCodec:
     def loads(self, data: Any, descriptors: Sequence[int]) -> Any:
         return data
 
-    def loads_unit(self, unit: int, data: Any, descriptors: Sequence[int]) -> Any:
-        return data
-
-    def held(self) -> bytes:
-        return b""
-
     def kept(self, data: Any) -> Any:
         return data
 

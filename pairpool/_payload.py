@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass
 from typing import Any
 
-from pairpool._descriptors import NONE_OWNED, OwnedDescriptors
+from pairpool._descriptors import NONE_OWNED, OwnedDescriptors, register
 from pairpool._envelope import Large, pack
 from pairpool._ledger import Need
 from pairpool._plain import MAIN
@@ -22,7 +22,7 @@ class DefinitionKind(enum.IntEnum):
 
 
 # Not frozen, though nobody changes one: a frozen dataclass takes four times as long to make.
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Payload:
     """Pickled bytes, and what they need to be unpickled. Where that is nothing, bytes take its place."""
 
@@ -72,4 +72,6 @@ def payload_of(
     data, slab, end = pack(large, put, len(descriptors))
     if slab is None:
         return Payload(data, needs, None, descriptors, uses)
-    return Payload(data, needs, None, descriptors.and_those_of([OwnedDescriptors([slab])]), uses, end)
+    payload = Payload(data, needs, None, descriptors.and_those_of([OwnedDescriptors([slab])]), uses, end)
+    register(payload)  # a child that is forked while it waits would keep the slab
+    return payload

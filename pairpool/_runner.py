@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from pairpool import errors
 from pairpool._packet import (
     DEFINITION_HEAD,
     OUTCOMES_HEAD,
@@ -26,7 +27,6 @@ from pairpool._packet import (
     Status,
 )
 
-MOST_TOGETHER = 64  # outcomes in a message where many are in slabs: it can carry 253 descriptors
 LONGEST_COMMIT = 16 * 1024  # bytes: a larger payload is sent at once instead of being copied to the outbox
 
 # How a definition is treated (values of _codec.DefinitionKind).
@@ -171,14 +171,19 @@ class Runner:
             return self._functions[ident]
         except KeyError:
             kind, data, descriptors = self._definitions[ident]
-            if kind == STATEFUL:
-                descriptors = tuple(map(os.dup, descriptors))  # loading takes them, and it is loaded again
-            else:
-                self._definitions[ident] = (kind, data, ())
-            function: Callable[..., Any] = self._codec.loads(data, descriptors)
+            # Loading takes them, and it may be loaded again: where it carries state, and where this fails.
+            function: Callable[..., Any] = self._codec.loads(data, tuple(map(os.dup, descriptors)))
             if kind != STATEFUL:
                 self._functions[ident] = function
+                self._definitions[ident] = (kind, data, ())
+                _close(descriptors)
             return function
+
+    def shared(self, ident: int) -> Any:
+        """The shared object of a definition."""
+        if ident not in self._definitions:
+            raise errors.PairpoolError("a shared object was unpickled after it was closed")
+        return self.function(ident)
 
     def _run_collecting(self, ident: int, packet: _Packet, started: int) -> None:
         """Runs all units that can be claimed, then sends all outcomes in one message."""
@@ -202,7 +207,7 @@ class Runner:
             statuses[unit] = status
             payloads.append(payload)
         took, number = time.monotonic_ns() - started, len(payloads)
-        step = number if sum(map(_is_long, payloads)) <= MOST_TOGETHER else MOST_TOGETHER
+        step = 1 if any(map(_lies_apart, payloads)) else number
         for first in range(0, number, step):
             part = payloads[first : first + step]
             head = OUTCOMES_HEAD.pack(OutcomeMode.SEPARATE, first, len(part), took * len(part) // number)
@@ -408,6 +413,11 @@ class _Packet:
             return False
         offset = 1 if self._mode == Mode.CALLS else 0
         return self._runner._codec.is_nothing(self._payloads[unit + offset])
+
+
+def _lies_apart(payload: Any) -> bool:
+    """Whether it is in a slab: a message brings one at most, since many may come before the first is digested."""
+    return type(payload) is not bytes
 
 
 def _is_long(payload: Any) -> bool:

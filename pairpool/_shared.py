@@ -95,10 +95,8 @@ def fetch(ident: int) -> Any:
     """Return a shared object."""
     if _find is None:
         raise PairpoolError("a shared object was unpickled where there is none: only workers of its pool have it")
-    try:
+    with _passing.arrived(()):  # what came with the pickle being loaded is not its
         return _find(ident)
-    except KeyError:
-        raise PairpoolError("a shared object was unpickled after it was closed") from None
 
 
 def make_array(shape: Any, dtype: Any) -> tuple[Any, bytes, OwnedDescriptors]:

@@ -102,10 +102,10 @@ class Arena:
         used, slab = True, _free_one_of(slabs)
         if slab is None:
             used, slab = False, _Slab(_exponent_of(end))
-        slab.fill(parts, starts, end)
         lent = slab.lend()
         if is_high(lent.fileno()):
             raise OSError("slabs have taken as many descriptors as they may")
+        slab.fill(parts, starts, end)
         slabs.append(slab)
         self.trim_at = time.monotonic_ns() + KEPT
         if not used:

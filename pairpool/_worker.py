@@ -178,7 +178,7 @@ class Worker:
         interrupts = Interrupts(page)
         interrupts.install()
         self._runner = Runner(codec, page, outbox, self._send, interrupts, self._look)
-        _codec.find_with(self._runner.function)
+        _codec.find_with(self._runner.shared)
         self._run = self._runner.run if limit is None else limit.holding(self._runner.run)
         self._arrivals: deque[tuple[Any, Any]] = deque()
         self._stopped = False

@@ -14,7 +14,7 @@ from itertools import repeat
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from pairpool import errors
-from pairpool._dispatch import Bound, Deadline, OutcomeMode, Status, size_of, transit_limit, wake_all
+from pairpool._dispatch import Arrived, Bound, Deadline, OutcomeMode, Status, size_of, transit_limit, wake_all
 from pairpool._strikes import came_from_handler
 
 if TYPE_CHECKING:
@@ -294,7 +294,8 @@ class IMapIterator(stdlib.IMapIterator, Generic[T]):  # type: ignore[type-arg]
         self._pool: Any = pool
         self._bound = bound or Bound(None, transit_limit())
         self.paced = bound is not None
-        self._arrived_size = self._decoded_size = 0  # bytes of results, where there is a feeder
+        self._arrived_size = self._decoded_size = 0  # bytes of results; without a bound those in slabs only
+        self._in_hand = 0  # units that were taken, and of which not all items were
         self.feeder: Feeder | None = None
         self._records: dict[int, Record] = {}  # not decoded yet, by the place of their first outcome
         self._arrived = 0  # outcomes
@@ -312,7 +313,7 @@ class IMapIterator(stdlib.IMapIterator, Generic[T]):  # type: ignore[type-arg]
         if job.failures or record.mode != OutcomeMode.SEPARATE:
             record = record.separate(job.failures)
         mine, place, units = self._records, record.first if self._ordered else self._arrived, record.units
-        size = 0 if self.feeder is None else size_of(record.buffers[1:])
+        size = self._size_of(record.buffers[1:])
         # commit
         mine[place] = record
         self._arrived += units
@@ -336,11 +337,12 @@ class IMapIterator(stdlib.IMapIterator, Generic[T]):  # type: ignore[type-arg]
 
     def wants(self, fed: int, size: int) -> bool:
         """Whether another unit may be pulled: see `Feeder`."""
-        job, taken = self.job, self._place + self._at - len(self._news)
-        items = fed - taken
-        if job is not None and items > 1:
-            items *= job.unit
-        return self._bound.leaves_room(items, size + self._arrived_size - self._decoded_size)
+        size += self._arrived_size - self._decoded_size
+        if not size and not self.paced:
+            return True
+        unit = 1 if self.job is None else self.job.unit
+        taken = self._place + self._at - len(self._news) - self._in_hand
+        return self._bound.leaves_room((fed - taken) * unit, size, unit)
 
     def _has_news(self) -> bool:
         place = self._place
@@ -366,6 +368,11 @@ class IMapIterator(stdlib.IMapIterator, Generic[T]):  # type: ignore[type-arg]
         if succeeded:
             return value  # type: ignore[no-any-return]
         raise value
+
+    def _size_of(self, payloads: Sequence[Any]) -> int:
+        if self.feeder is None or not (self.paced or Arrived in map(type, payloads)):
+            return 0
+        return size_of(payloads)
 
     def _make_room(self) -> None:
         if self.feeder is not None:
@@ -398,7 +405,7 @@ class IMapIterator(stdlib.IMapIterator, Generic[T]):  # type: ignore[type-arg]
             decoded = [self._decode(statuses[at], payloads[at])]
         after = at + len(decoded)
         whole = after == record.units
-        size = 0 if self.feeder is None else size_of(payloads[at:after])
+        size = self._size_of(payloads[at:after])
         # commit: nothing is lost where an interrupt strikes before, nor told twice where it strikes after
         if place in records and self._at == at:
             if whole:
@@ -428,7 +435,10 @@ class IMapIterator(stdlib.IMapIterator, Generic[T]):  # type: ignore[type-arg]
     def chained(self) -> Generator[Any, None, None]:
         """Item by item where a result is a chunk of them."""
         for chunk in self:
+            self._in_hand = 1
             yield from chunk  # type: ignore[misc]
+            self._in_hand = 0
+            self._make_room()
 
 
 class IMapUnorderedIterator(IMapIterator[T], stdlib.IMapUnorderedIterator):  # type: ignore[type-arg]

@@ -58,7 +58,7 @@ STOREYS = {
         doors="engines",
     ),
     "dispatch": Storey(
-        "_core _answers _exchange _dispatch",
+        "_core _answers _exchange _delivered _dispatch",
         "errors words descriptors pickling scheduler jobs engines",
         doors="_dispatch",
     ),

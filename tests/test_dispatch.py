@@ -124,11 +124,11 @@ def test_no_interrupt_strikes_where_a_definition_is_dropped(stage: Stage) -> Non
     """Python would swallow it in a finalizer; and workers would not be told."""
     dispatcher = stage.dispatcher
     definitions = [Definition(1 << 60, DefinitionKind.BY_VALUE, Payload(b""))]
-    dispatcher._watch_definition(definitions[0])
+    dispatcher.delivered.watch(definitions[0])
     interruption = Interruption()
     interruption.watch(definitions.clear)
     assert interruption.passed == []
-    assert [reference.key for reference in dispatcher._dropped] == [1 << 60]
+    assert [reference.key for reference in dispatcher.delivered.gone] == [1 << 60]
 
 
 # -- Waiting ---------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from pairpool._descriptors import Owners
 from pairpool._packet import Reason
 from pairpool.errors import UnsupportedPlatformError
 
@@ -40,10 +41,10 @@ class Kept(NamedTuple):
     """Descriptors that came with outcomes and belong to them; whoever digests the message puts owners of them here."""
 
     descriptors: list[int]
-    owners: list[Any]
+    owners: Owners
 
 
-NOTHING_KEPT = Kept([], [])
+NOTHING_KEPT = Kept([], Owners())
 
 
 class Outcomes(NamedTuple):
