@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import struct
 from collections.abc import Iterable, Sequence, Set as AbstractSet
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     from pairpool._jobs import Encoder
 
 BUFFER_ROOM = 24  # bytes of a packet's room for each buffer, besides what is in it
-MOST_DESCRIPTORS = 252  # that go with one packet, and one for a slab: what the kernel lets a message carry
 ONLY_BYTES = frozenset([bytes])
 DESCRIPTOR_ROOM = 128  # bytes of a packet's room for each descriptor: the kernel lets one message carry 253
 
@@ -98,8 +96,6 @@ def pack_body(
     carrying = [*[carried.payload for carried in definitions], *special]
     if carrying:
         needs = tuple([need for payload in carrying for need in payload.needs])
-        if sum([len(payload.descriptors) for payload in carrying]) > MOST_DESCRIPTORS:
-            raise OSError(errno.E2BIG, f"more than {MOST_DESCRIPTORS} descriptors go with one task")
         descriptors = descriptors.and_those_of([payload.descriptors for payload in carrying])
     buffers: list[Any] = [b""]
     if descriptors:

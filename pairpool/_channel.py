@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from pairpool import _framing, _slab
 from pairpool._descriptors import Owner
-from pairpool._slab import Put
+from pairpool._slab import Arena
 from pairpool.errors import FramingError
 
 SPILLED: Final = 255  # kind of the message that says where another one lies; no _packet.Kind
@@ -47,15 +47,15 @@ def charge(length: int) -> int:
     return length + length // 4 + OVERHEAD
 
 
-def encode(kind: int, ident: int, buffers: Sequence[Any], put: Put) -> tuple[bytes, Owner | None]:
-    """The message to send, and the slab's descriptor that has to travel with it where it was too large.
+def encode(kind: int, ident: int, buffers: Sequence[Any], arena: Arena) -> tuple[bytes, Owner | None]:
+    """The message to send, and the descriptor of a slab of the arena's that has to travel with it if it is too large.
 
-    `put`: has it in a slab. Raises OSError where that is not possible.
+    Raises OSError where the system has no room for that.
     """
     message = _framing.pack(kind, ident, buffers)
     if len(message) <= _framing.MESSAGE_LIMIT:
         return message, None
-    slab = put((message,), (0,), len(message))
+    slab = arena.put_message(message)
     return _framing.pack(SPILLED, ident, [_LENGTH.pack(len(message))]), slab
 
 

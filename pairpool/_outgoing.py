@@ -14,7 +14,7 @@ from pairpool import _channel, _framing
 from pairpool._descriptors import OwnedDescriptors
 from pairpool._handle import WorkerHandle
 from pairpool._packet import Kind
-from pairpool._slab import Put
+from pairpool._slab import Arena
 from pairpool.engines import Handlers
 
 _BROKEN = frozenset((errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN))  # what sending into a damaged channel ends in
@@ -23,8 +23,8 @@ _BROKEN = frozenset((errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN))  # what sen
 class Outgoing:
     """The outbox of a local engine."""
 
-    def __init__(self, put: Put) -> None:
-        self._put = put
+    def __init__(self, arena: Arena) -> None:
+        self._arena = arena
         self.entries: deque[Any] = deque()  # (socket, message, descriptors), in the order in which they are to be sent
 
     def pack(
@@ -34,7 +34,7 @@ class Outgoing:
 
         The entry keeps its descriptors open, whatever becomes of what they belong to.
         """
-        message, memfd = _channel.encode(Kind.TASKS, packet, buffers, self._put)
+        message, memfd = _channel.encode(Kind.TASKS, packet, buffers, self._arena)
         if memfd is not None:
             descriptors = OwnedDescriptors([memfd]).and_those_of([descriptors])
         return (handle.tasks, message, descriptors), _channel.charge(len(message))

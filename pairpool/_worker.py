@@ -188,7 +188,7 @@ class Worker:
         descriptors: tuple[int, ...] = ()
         if not _ONLY_BYTES.issuperset(map(type, buffers)):
             buffers, descriptors = _placed(buffers)
-        message, memfd = _channel.encode(kind, ident, buffers, self._slabs.put)
+        message, memfd = _channel.encode(kind, ident, buffers, self._slabs)
         if memfd is not None:
             descriptors = (memfd.fileno(), *descriptors)
         while True:

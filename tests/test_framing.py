@@ -349,6 +349,7 @@ def test_nothing_is_leaked(twin: ModuleType) -> None:
         gc.collect()
         before = sys.getallocatedblocks()
         exercise(twin)
+        gc.collect()
         growth.append(sys.getallocatedblocks() - before)
 
     # One block kept by one kind of call grows by REPEATS in every round; the interpreter's caches fill in the first.

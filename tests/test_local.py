@@ -30,6 +30,7 @@ from pairpool._codec import Definition, DefinitionKind, Encoder, Payload
 from pairpool._descriptors import OwnedDescriptors
 from pairpool._handle import WorkerHandle
 from pairpool._jobs import BatchJob, Call, CallJob
+from pairpool._slab import Arena
 from pairpool._worker import Worker
 from pairpool._zygote import Zygote
 from pairpool.engines import local
@@ -271,12 +272,14 @@ def test_a_worker_waits_where_the_kernel_pushes_back(monkeypatch: pytest.MonkeyP
 
     worker: Any = Worker.__new__(Worker)
     worker._tasks = Refused()
+    worker._slabs = Arena()
     monkeypatch.setattr("pairpool._worker.time.sleep", rests.append)
     with parent_end, worker_end:
         worker.send(2, 1, [LARGE])
         _, descriptors, _, _ = socket.recv_fds(parent_end, 1000, 1)
         assert os.fstat(descriptors[0]).st_size > len(LARGE)
         os.close(descriptors[0])
+        worker._slabs.trim()
     assert len(rests) == 2
 
 

@@ -15,7 +15,6 @@ from functools import partial
 from multiprocessing import util
 from typing import Any
 
-import numpy as np
 import pytest
 
 import pairpool
@@ -211,6 +210,8 @@ def test_it_is_the_same_with_every_start_method(make_pool: MakePool, start_metho
 
 def test_large_arguments_that_it_keeps_count(make_pool: MakePool) -> None:
     """Though they lie in memory that came from the caller, and of which it may have touched nothing."""
+    import numpy as np  # not above: workers that are spawned have limits of memory here, and no use for it
+
     pool = make_pool(1, max_memory_per_worker=MOST)
     array = np.zeros(MUCH, np.uint8)
 

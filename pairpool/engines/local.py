@@ -71,7 +71,7 @@ class LocalEngine:
         self.credit = _channel.BUFFER_SIZE
         self.packet_room = _channel.charge(_framing.MESSAGE_LIMIT)
         self.body_room = _framing.MESSAGE_LIMIT - 1024
-        self._outgoing = Outgoing(encoder.arena.put)
+        self._outgoing = Outgoing(encoder.arena)
         self.outbox: deque[Any] = self._outgoing.entries
         self._context = context
         self._handles: dict[int, WorkerHandle] = {}  # by slot
