@@ -27,6 +27,7 @@ _HEAD: Final = struct.Struct("<BHHQB")
 _LARGEST_STREAM: Final = 4 * 1024  # bytes that a stream may have and still be in the envelope
 _MOST_BUFFERS: Final = (1 << 16) - 1
 _BEGINNINGS: Final = (pickle.PROTO, pickle.FRAME)  # of what the pickler writes that is not data by itself
+_AS_THEY_ARE: Final = (bytes, bytearray)  # whoever reduces to a buffer of these gets such a one, not a view
 _FEW: Final = 4  # buffers that all stay views, whatever their size
 _SMALL: Final = 1 << 20  # bytes of one that is copied where there are more
 
@@ -37,9 +38,14 @@ class Large(NamedTuple):
     chunks: Sequence[Any]
     buffers: Sequence[Any]
 
+    @staticmethod
+    def written(chunks: Sequence[Any], buffers: Sequence[Any]) -> Large:
+        """What a pickler wrote; where that is somebody's own bytes at length it is no bytes, but what has them."""
+        return Large([each if type(each) is bytes else memoryview(each).cast("B") for each in chunks], buffers)
+
     def frames(self) -> list[Any]:
         """Those chunks that may have names in them; the others are somebody's bytes or text, and may be long."""
-        return [chunk for chunk in self.chunks if chunk[:1] in _BEGINNINGS]
+        return [chunk for chunk in self.chunks if type(chunk) is bytes and chunk[:1] in _BEGINNINGS]
 
 
 def pack(large: Large, put: Put, index: int) -> tuple[bytes, Owner | None, int]:
@@ -127,6 +133,8 @@ class Sorter:
         except BufferError:
             return True  # not contiguous: the pickler says so
         if raw.nbytes <= LARGEST_INLINE or len(self.buffers) >= _MOST_BUFFERS:
+            return True
+        if type(raw.obj) in _AS_THEY_ARE:
             return True
         self.buffers.append(raw)
         return False

@@ -82,7 +82,7 @@ _TRUNCATED: Final = int(socket.MSG_TRUNC)
 _INCOMPLETE: Final = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
 
 
-def admit(raw: Raw, sender: int | None = None) -> tuple[bytes, tuple[int, ...]]:
+def admit(raw: Raw, sender: int | None = None, *, some_lost: bool = False) -> tuple[bytes, tuple[int, ...]]:
     """Check what arrived (the value of socket.recvmsg) and return its bytes and descriptors.
 
     On FramingError its descriptors are closed. No bytes: the other side is gone.
@@ -90,6 +90,7 @@ def admit(raw: Raw, sender: int | None = None) -> tuple[bytes, tuple[int, ...]]:
     Args:
         raw: the message as `receive` recorded it.
         sender: process id that the kernel must have put on it (SO_PASSCRED is set on the socket).
+        some_lost: there may be fewer descriptors than were sent, the first of them, because no more were free.
     """
     data, ancillary, flags, _ = raw
     if not ancillary and not flags & _INCOMPLETE and sender is None:
@@ -112,7 +113,7 @@ def admit(raw: Raw, sender: int | None = None) -> tuple[bytes, tuple[int, ...]]:
             fault = "ancillary data of an unknown kind"
     if flags & _TRUNCATED:
         fault = f"a message of more than {MESSAGE_LIMIT} bytes"
-    elif flags & _INCOMPLETE:
+    elif flags & _INCOMPLETE and not some_lost:
         fault = "descriptors were lost, perhaps for want of free ones (RLIMIT_NOFILE)"
     elif descriptors and not data:
         fault = "descriptors without a message"

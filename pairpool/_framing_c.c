@@ -611,11 +611,11 @@ static int descriptor_from(PyObject *number, int *descriptor) {
     return 0;
 }
 
-static PyObject *slab_lend(PyObject *Py_UNUSED(module), PyObject *number) {
+static PyObject *slab_lend(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs) {
     char path[32];
     int descriptor;
 
-    if (descriptor_from(number, &descriptor) < 0)
+    if (check_arity("slab_lend", nargs, 2) < 0 || descriptor_from(args[0], &descriptor) < 0)
         return NULL;
     snprintf(path, sizeof path, "/proc/self/fd/%d", descriptor);
     int lent = open(path, O_RDONLY | O_CLOEXEC);
@@ -626,7 +626,9 @@ static PyObject *slab_lend(PyObject *Py_UNUSED(module), PyObject *number) {
         close(lent);
         return NULL;
     }
-    PyObject *result = PyLong_FromLong(lent);
+    PyObject *number = PyLong_FromLong(lent);
+    PyObject *result = number == NULL ? NULL : PyObject_CallFunctionObjArgs(args[1], number, NULL);
+    Py_XDECREF(number);
     if (result == NULL)
         close(lent);
     return result;
@@ -747,7 +749,7 @@ static PyMethodDef methods[] = {
     {"page_begin", FAST(page_begin), "page_begin($module, page, packet, count, /)\n--\n\n"},
     {"page_claim", page_claim, METH_O, "page_claim($module, page, /)\n--\n\n"},
     {"page_take", FAST(page_take), "page_take($module, page, packet, /)\n--\n\n"},
-    {"slab_lend", slab_lend, METH_O, "slab_lend($module, descriptor, /)\n--\n\n"},
+    {"slab_lend", FAST(slab_lend), "slab_lend($module, descriptor, own, /)\n--\n\n"},
     {"slab_is_free", slab_is_free, METH_O, "slab_is_free($module, descriptor, /)\n--\n\n"},
     {"slab_seals", FAST(slab_seals), "slab_seals($module, descriptor, size, /)\n--\n\n"},
     {"slab_map", FAST(slab_map), "slab_map($module, descriptor, size, frozen, /)\n--\n\n"},

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from pairpool._descriptors import Owner
+
 Raw: TypeAlias = tuple[bytes, list[tuple[int, int, bytes]], int, Any]  # the value of socket.recvmsg()
 Arrivals: TypeAlias = deque[tuple[Any, Raw]]
 Outgoing: TypeAlias = "deque[tuple[socket.socket, bytes, tuple[int, ...]]]"
@@ -328,17 +330,15 @@ MAPPINGS_KEEP_DESCRIPTORS: Final = sys.version_info < (3, 13)
 _OPTIONS: Final[dict[str, Any]] = {} if MAPPINGS_KEEP_DESCRIPTORS else {"trackfd": False}
 
 
-def slab_lend(descriptor: int, /) -> int:
-    """Return a descriptor of a new open file by which this memfd can be read, and which has a shared lock on it.
+def slab_lend(descriptor: int, own: Callable[[int], Owner], /) -> Owner:
+    """Return an owner of a new open file by which this memfd can be read, and which has a shared lock on it.
 
-    Raises OSError where the system gives none, or no /proc or no such locks.
+    `own` makes the owner from its descriptor, and is written in C, as `select.epoll.fromfd` is. Raises OSError where
+    the system gives no descriptor, no /proc or no such locks.
     """
-    lent = os.open(f"/proc/self/fd/{_within('descriptor', descriptor, 0, _INT_MAX)}", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        flock(lent, LOCK_SH | LOCK_NB)
-    except BaseException:
-        os.close(lent)
-        raise
+    path = f"/proc/self/fd/{_within('descriptor', descriptor, 0, _INT_MAX)}"
+    (lent,) = map(own, map(os.open, (path,), (os.O_RDONLY | os.O_CLOEXEC,)))
+    flock(lent.fileno(), LOCK_SH | LOCK_NB)
     return lent
 
 

@@ -6,6 +6,7 @@ anywhere and are then run again, and each removes its event (see _core.py).
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -214,8 +215,8 @@ class WorkerHandle:
         received: tuple[int, ...] = ()
         event: Event | None = None
         try:
-            message, received = _framing.admit(raw)
-            event = self._read(message, received)
+            message, received = _framing.admit(raw, some_lost=True)
+            event = self._read(message, received, bool(raw[2] & _CUT_OFF))
         except (errors.FramingError, IndexError, struct.error):
             # Whatever this worker is now, it is no worker of ours: it goes, and the unit that it runs with it.
             self._condemn(self.slot)
@@ -236,12 +237,15 @@ class WorkerHandle:
             owners += owning
             _closed = [*closing_all]
 
-    def _read(self, message: bytes, received: tuple[int, ...]) -> Event:
-        """What a message says. Raises FramingError, IndexError or struct.error where that is nonsense."""
+    def _read(self, message: bytes, received: tuple[int, ...], some_lost: bool) -> Event:
+        """What a message says. Raises FramingError, IndexError or struct.error where that is nonsense.
+
+        `some_lost`: descriptors that came with it, for want of free ones.
+        """
         handlers = self._handlers
         kind, ident, buffers, slabs = _channel.decode(message, received)
         if kind == Kind.OUTCOMES:
-            return handlers.on_outcomes, self._outcomes(ident, buffers, slabs)
+            return handlers.on_outcomes, self._outcomes(ident, buffers, slabs, some_lost)
         if kind == Kind.REFUSED:
             return handlers.on_refused, (self.slot, ident, struct.unpack(f"<{len(buffers[0]) // 2}H", buffers[0]))
         if kind == Kind.READY:
@@ -252,10 +256,14 @@ class WorkerHandle:
             return handlers.on_failed, (self.slot, _initializer_error(buffers[0]))
         raise errors.FramingError(f"a worker sent a message of kind {kind}")
 
-    def _outcomes(self, packet: int, buffers: Sequence[Any], slabs: tuple[int, ...] = ()) -> Outcomes:
+    def _outcomes(
+        self, packet: int, buffers: Sequence[Any], slabs: tuple[int, ...] = (), some_lost: bool = False
+    ) -> Outcomes:
         """Reads and checks the outcomes of a packet."""
         mode, offset, units, took = OUTCOMES_HEAD.unpack(buffers[0])
-        payloads, kept = _with_slabs(buffers[1:-1], buffers[-1], slabs) if slabs else (buffers[1:], NOTHING_KEPT)
+        payloads, kept = buffers[1:], NOTHING_KEPT
+        if slabs or some_lost:
+            payloads, kept = _with_slabs(buffers[1:-1], buffers[-1], slabs, some_lost)
         highest: int = Status.OK
         if mode == OutcomeMode.SHARED:
             sound = len(payloads) == 1
@@ -286,16 +294,23 @@ class WorkerHandle:
         _closed = [*closing_all]
 
 
-def _with_slabs(buffers: Sequence[Any], places: Any, slabs: tuple[int, ...]) -> tuple[Sequence[Any], Kept]:
+def _with_slabs(
+    buffers: Sequence[Any], places: Any, slabs: tuple[int, ...], some_lost: bool
+) -> tuple[Sequence[Any], Kept]:
     """Statuses and payloads, those with their slabs that came with one, and which descriptors they keep."""
     opened, kept = list(buffers), Kept([], _descriptors.Owners())
     _descriptors.register(kept.owners)
     try:
-        for descriptor, (place, size) in zip(slabs, PLACED.iter_unpack(places), strict=True):
-            _slab.check(descriptor, size)
+        rows = [*PLACED.iter_unpack(places)]
+        lost = len(rows) - len(slabs)
+        if lost < 0 or (lost and not some_lost):
+            raise ValueError(f"{len(slabs)} slabs for {len(rows)} results")
+        for descriptor, (place, size) in zip((*slabs, *[-1] * lost), rows, strict=True):
+            if descriptor >= 0:
+                _slab.check(descriptor, size)
             if opened[0][place] != Status.OK or type(opened[1 + place]) is _codec.Arrived:
                 raise ValueError(f"nothing that is in a slab has place {place}")
-            if _slab.is_high(descriptor):
+            if descriptor < 0 or _slab.is_high(descriptor):
                 arrived = _codec.Arrived(opened[1 + place], [_copied(descriptor, size)], 0, size)
             else:
                 arrived = _codec.Arrived(opened[1 + place], kept.owners, len(kept.descriptors), size)
@@ -308,6 +323,8 @@ def _with_slabs(buffers: Sequence[Any], places: Any, slabs: tuple[int, ...]) -> 
 
 def _copied(descriptor: int, size: int) -> bytearray | BaseException:
     """What is in a slab; why that cannot be had is the error of this result alone."""
+    if descriptor < 0:
+        return OSError(errno.EMFILE, "no descriptor was free to receive a large result with")
     try:
         return _slab.copy(descriptor, size)
     except (OSError, MemoryError) as error:

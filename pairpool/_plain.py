@@ -46,7 +46,7 @@ class PlainPickler:
             written.clear()
             idle.append(pickler)
             return data
-        return Large(written, sorter.buffers)
+        return Large.written(written, sorter.buffers)
 
     def dumps_each(self, objs: Iterable[object], pickled: list[bytes]) -> Large | None:
         """Append the pickle of each object to `pickled`, up to the first that names something in the main module.
@@ -59,7 +59,7 @@ class PlainPickler:
         for obj in objs:
             dump(obj)
             if len(written) > 1 or len(written[0]) > LARGEST_INLINE or sorter.buffers:
-                return Large(written, sorter.buffers)
+                return Large.written(written, sorter.buffers)
             data = written[0]
             clear_memo()
             written.clear()

@@ -31,6 +31,7 @@ begun, so a caller who pumps first sleeps for `SETTLE` only. (The library's wait
 from __future__ import annotations
 
 import os
+import resource
 import select
 import threading
 import time
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 SPIN = 50e-6  # seconds a waiting caller keeps looking before he sleeps: less than a wake-up costs
 SETTLE = 0.02  # seconds of the first sleep: a signal that comes just before a sleep does not end it (see below)
 BATCH = 16  # messages taken before they are digested: until then each may hold a descriptor
+FEW = 256  # descriptors: who may have no more takes one message at a time
 ARMED = select.EPOLLIN | select.EPOLLONESHOT
 
 
@@ -127,6 +129,8 @@ class Pump:
         self._by_descriptor: dict[int, WorkerHandle] = {}  # by the number of its tasks channel
         self._stopped = False
         self._released = False
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._batch = BATCH if soft == resource.RLIM_INFINITY or soft >= FEW else 1
         with ExitStack() as undo:
             self.channels = undo.enter_context(select.epoll())
             self.outer = undo.enter_context(select.epoll())  # the I/O thread's
@@ -156,12 +160,12 @@ class Pump:
         """Receives what has come, or some of it."""
         events = self._handlers.events
         for descriptor in _framing.wait_ready(self.channels, 0.0, 0.0):
-            if len(events) >= BATCH:
+            if len(events) >= self._batch:
                 return
             with self.receiving:
                 handle = self._by_descriptor.get(descriptor)
                 if handle is not None:  # else it was buried meanwhile
-                    _framing.receive(handle.tasks, events, handle.on_message, BATCH)
+                    _framing.receive(handle.tasks, events, handle.on_message, self._batch)
 
     def receive_rest(self, handle: WorkerHandle) -> None:
         """Receives everything that a worker which has ended left."""

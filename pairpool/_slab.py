@@ -197,8 +197,7 @@ class _Slab:
 
     def lend(self) -> Owner:
         """A descriptor by which it can be read. Raises OSError where the system gives none."""
-        (lent,) = map(Owner.fromfd, map(_framing.slab_lend, (self._owner.fileno(),)))
-        return lent
+        return _framing.slab_lend(self._owner.fileno(), Owner.fromfd)
 
     def is_free(self) -> bool:
         """Whether nobody can look any more at what was last in it."""

@@ -52,6 +52,14 @@ EXPECTED: dict[str, tuple[list[str], list[str]]] = {
             "finished",
         ],
     ),
+    "arrays.py": (
+        ["--side", "1024", "--rounds", "1", "--workers", "2"],
+        [
+            "1024 x 1024 pixels in tiles of 512 x 512, 2 workers",
+            "the same as in one piece: True",
+            "checksum: 3b16d837",
+        ],
+    ),
     "count_stdlib.py": (["--files", "3", "--workers", "2"], []),
 }
 

@@ -257,10 +257,10 @@ def exercise(twin: ModuleType) -> None:
                 page = bytearray(64)
                 twin.page_begin(page, 2**40, 4000)
                 assert (twin.page_claim(page), twin.page_take(page, 2**40)) == (0, 1)
-            lent = twin.slab_lend(slab)
+            lent = twin.slab_lend(slab, select.epoll.fromfd)
             assert not twin.slab_is_free(slab)
-            assert len(twin.slab_map(lent, PAGESIZE, False)) == twin.slab_seals(lent, 1) * PAGESIZE
-            os.close(lent)
+            assert len(twin.slab_map(lent.fileno(), PAGESIZE, False)) == twin.slab_seals(lent.fileno(), 1) * PAGESIZE
+            lent.close()
             assert twin.slab_is_free(slab)
     failures: list[tuple[str, tuple[Any, ...]]] = [
         ("pack", (1, 2, [b"abc", "text"])),
@@ -280,8 +280,8 @@ def exercise(twin: ModuleType) -> None:
         ("page_begin", (bytearray(8), 1, 1)),
         ("page_claim", (bytes(64),)),
         ("page_take", (bytearray(64), 2**48)),
-        ("slab_lend", (2**20,)),
-        ("slab_lend", (-1,)),
+        ("slab_lend", (2**20, select.epoll.fromfd)),
+        ("slab_lend", (-1, select.epoll.fromfd)),
         ("slab_is_free", ("text",)),
         ("slab_map", (slab, 0, False)),
         ("slab_map", (2**20, 1, False)),
@@ -304,9 +304,9 @@ def test_a_memfd_is_free_when_nothing_leads_to_it_any_more(twin: ModuleType) -> 
     reading, writing = os.pipe()
     try:
         os.pwrite(slab, b"ours", 0)
-        lent = twin.slab_lend(slab)
-        mapped = memoryview(twin.slab_map(lent, 4, False))
-        os.close(lent)
+        lent = twin.slab_lend(slab, select.epoll.fromfd)
+        mapped = memoryview(twin.slab_map(lent.fileno(), 4, False))
+        lent.close()
         child = os.fork()
         if not child:
             os.read(reading, 1)
