@@ -124,7 +124,7 @@ class Core:
                     scheduler.steal()
             else:
                 self.limits.clear()
-            if actions or events:
+            if actions or events or self.delivered.gone:
                 continue
             if (self._restaffs or roster.staff != self.size) and self._restaff():
                 continue

@@ -41,10 +41,10 @@ from typing import Any
 
 from pairpool import errors
 from pairpool._bounds import Bound, Pending, size_of
-from pairpool._codec import Arrived, Definition, DefinitionKind, Payload, Shared
+from pairpool._codec import Arrived, DefinitionKind, Shared
 from pairpool._exchange import Exchange
 from pairpool._feeder import Feeder
-from pairpool._jobs import BatchJob, Call
+from pairpool._jobs import NO_DEFINITION, BatchJob, Call
 from pairpool._packet import OutcomeMode, Status
 from pairpool._record import Record
 from pairpool._size import default_size, transit_limit
@@ -80,7 +80,6 @@ __all__ = [
 ]
 
 _NAMED = DefinitionKind.NAMED  # 3.11 takes 0.1 us to find a member of an enum
-NO_DEFINITION = Definition(0, DefinitionKind.NAMED, Payload(b""))  # of a batch whose function cannot be sent
 
 
 class Dispatcher(Exchange):

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pairpool._bounds import size_of
 from pairpool._codec import Payload
 from pairpool._pacing import DEPTH, MAX_UNITS
 from pairpool._size import transit_limit
@@ -38,7 +39,10 @@ class Consumer(Protocol):
     paced: bool  # it was asked to bound what is under way
 
     def wants(self, fed: int, size: int) -> bool:
-        """Whether another unit may be pulled, where so many were, and these take so many bytes of slabs now."""
+        """Whether another unit may be pulled, where so many were, and these take so many bytes now.
+
+        Those of slabs alone, where it is not `paced`.
+        """
 
 
 class Feeder:
@@ -68,7 +72,8 @@ class Feeder:
         self._units: list[Any] = []  # pulled, and not pickled yet
         self._exhausted = False
         self._fed = 0  # units
-        self._weight = 0  # bytes of slabs that they took
+        self._paced = job.paced = paced
+        self._weight = 0  # bytes of slabs that they took, or all that they took
         self._over = False
         self.job = job
         self.fresh: list[Any] = []  # payload, or what was raised instead of one, or CLOSED
@@ -163,7 +168,9 @@ class Feeder:
         number = len(entries) - over
         fed = self._fed + number
         weight = self._weight
-        if number and type(entries[number - 1]) is Payload:
+        if self._paced:
+            weight += size_of(entries[:number])
+        elif number and type(entries[number - 1]) is Payload:
             weight += entries[number - 1].weight
         fresh, units = self.fresh, self._units
         # commit

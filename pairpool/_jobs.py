@@ -15,17 +15,19 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from pairpool import _states, errors
+from pairpool import _states
 from pairpool._body import Body, are_bytes, fitting, pack_body, riding, table, takes
-from pairpool._bounds import Pending
+from pairpool._bounds import Pending, size_of
 from pairpool._codec import Definition, DefinitionKind, Payload, Shared
 from pairpool._descriptors import NONE_OWNED
 from pairpool._packet import TASKS_HEAD, Flag, Mode, Status
 from pairpool._record import Record
+from pairpool._refusals import fall_back_definition, refusal
 from pairpool._terms import Terms, Tries
 
 _idents = itertools.count(1)
 _NONE_RIDE: frozenset[int] = frozenset()
+NO_DEFINITION = Definition(0, DefinitionKind.NAMED, Payload(b""))  # of a batch that is over, or cannot be sent
 
 
 class Encoder(Protocol):
@@ -278,7 +280,8 @@ class BatchJob:
         self.items = items
         self.records: deque[Record] = deque()  # outcomes not yet handed to the sink
         self.prepared: dict[int, Payload | bytes] = {}  # by unit, until settled; filled by the feeder
-        self.settled_weight = 0  # bytes of slabs
+        self.paced = False  # all bytes count, and not those of slabs alone
+        self.settled_weight = 0  # bytes of payloads that are not needed any more
         self.digesting = False  # what is under way cannot be told at the moment
         self.failures: dict[int, BaseException] = {}  # units that cannot be sent, and why
         self._encoder = encoder
@@ -371,9 +374,10 @@ class BatchJob:
             if self.prepared:
                 units = range(record.first, record.first + record.units)
                 for payload in map(self.prepared.pop, units, itertools.repeat(None)):
+                    if isinstance(payload, Payload) or self.paced:
+                        self.settled_weight += self._weight_of(payload)
                     if isinstance(payload, Payload) and payload.descriptors:
                         payload.close()
-                        self.settled_weight += payload.weight
             error = self.sink.take(record, self.records)
             if error is not None:
                 failed.append(error)
@@ -391,7 +395,7 @@ class BatchJob:
                 if payload.fallback is None:
                     self._fail(unit, refusal(payload.needs))
                 else:
-                    payload.fallback.weight = payload.weight  # what it was counted with
+                    self.settled_weight += self._weight_of(payload) - self._weight_of(payload.fallback)
                     self.prepared[unit] = payload.fallback
 
     def terms_of(self, _: int) -> Terms | None:
@@ -415,31 +419,14 @@ class BatchJob:
     def _fail(self, unit: int, error: BaseException) -> None:
         """A unit cannot be sent. What was about to be keeps its descriptors until then."""
         self.failures[unit] = error
-        payload = self.prepared.pop(unit, None)
-        if isinstance(payload, Payload):
-            self.settled_weight += payload.weight
+        self.settled_weight += self._weight_of(self.prepared.pop(unit, None))
+
+    def _weight_of(self, payload: Any) -> int:
+        if self.paced:
+            return size_of((payload,))
+        return payload.weight if isinstance(payload, Payload) else 0
 
     def close(self) -> None:
         """Drops whatever has not been sent."""
         self.prepared.clear()
-
-
-def fall_back_definition(definition: Definition) -> bool:
-    """Makes a refused definition travel by value; False where it cannot."""
-    payload = definition.payload
-    if payload.needs:
-        if payload.fallback is None:
-            return False
-        definition.payload = payload.fallback
-        if definition.kind is DefinitionKind.NAMED:
-            definition.kind = DefinitionKind.BY_VALUE
-    return True
-
-
-def refusal(needs: tuple[Any, ...]) -> errors.RefusedError:
-    """What a unit gets that cannot travel either way."""
-    names = ", ".join(sorted({f"__main__.{name}" for name, _ in needs}))
-    return errors.RefusedError(
-        f"the worker has something else than the caller as {names}, and it cannot be sent by value: "
-        "make the pool after everything that its tasks use is defined"
-    )
+        self._definitions, self.definition = [], NO_DEFINITION  # workers may forget them, though results hold the job

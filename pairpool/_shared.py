@@ -6,12 +6,10 @@ there once, and forgotten when the caller has dropped it. What names it in a pic
 
 from __future__ import annotations
 
-import math
 import mmap
 import os
 import pickle
-from collections.abc import Callable, Iterable
-from operator import index
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
 from pairpool import _passing
@@ -106,10 +104,14 @@ def make_array(shape: Any, dtype: Any) -> tuple[Any, bytes, OwnedDescriptors]:
     """
     import numpy as np
 
-    shape, dtype = tuple(map(index, shape)) if isinstance(shape, Iterable) else (index(shape),), np.dtype(dtype)
+    dtype = np.dtype(dtype)
     if dtype.hasobject:
         raise ValueError(f"an array of Python objects cannot be shared: {dtype}")
-    size = max(1, math.prod(shape) * dtype.itemsize)
+    # It says what is wrong with them, and that there can never be so much memory: asked for ours, the kernel would take
+    # page after page, and in the end kill somebody.
+    like = np.empty(shape, dtype)
+    shape, dtype, size = like.shape, like.dtype, max(1, like.nbytes)
+    del like
     (owner,) = map(Owner.fromfd, map(os.memfd_create, ("pairpool-array",), (os.MFD_CLOEXEC,)))
     try:
         # Now, and not when somebody touches it: then he would get a SIGBUS.

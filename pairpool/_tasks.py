@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 
 from pairpool import _arguments, _dispatch
 from pairpool._future import Future
+from pairpool._iterators import IMapIterator, IMapUnorderedIterator
 from pairpool._strikes import came_from_handler
-from pairpool.results import AsyncResult, IMapIterator, IMapUnorderedIterator, MapResult
+from pairpool.results import AsyncResult, MapResult
 
 T = TypeVar("T")
 

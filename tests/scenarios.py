@@ -15,11 +15,12 @@ from pairpool._core import RETRY, SHORTAGE
 from pairpool._dispatch import BatchJob, Call, Dispatcher, Feeder, WorkerPlan
 from pairpool._feeder import CLOSED
 from pairpool._future import Future
+from pairpool._iterators import IMapIterator, IMapUnorderedIterator
 from pairpool._limits import PAUSE
 from pairpool._pacing import ASLEEP
 from pairpool._respawn import LONGEST_WAIT
 from pairpool._terms import Retry, Terms
-from pairpool.results import AsyncResult, IMapIterator, IMapUnorderedIterator, MapResult
+from pairpool.results import AsyncResult, MapResult
 from scripted import ScriptedEngine, ScriptedWorker
 
 Scenario: TypeAlias = "Callable[[Stage], Any]"

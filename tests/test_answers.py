@@ -12,10 +12,11 @@ from pairpool._answers import STARTS_THAT_MAY_FAIL
 from pairpool._codec import Definition, DefinitionKind
 from pairpool._core import RETRY, SHORTAGE
 from pairpool._dispatch import BatchJob
+from pairpool._iterators import IMapIterator
 from pairpool._packet import OutcomeMode, Status
 from pairpool._states import Packet
 from pairpool.engines import Outcomes
-from pairpool.results import IMapIterator, MapResult
+from pairpool.results import MapResult
 from scenarios import Stage, outcome, packed
 from scripted import ScriptedWorker
 

@@ -50,7 +50,9 @@ STOREYS = {
     "worker": Storey("_runner _interrupts _memory _worker", "errors words descriptors framing transport pickling"),
     "zygote": Storey("_orders _surroundings _nursery _birth _zygote", "errors descriptors worker", doors="_zygote"),
     "scheduler": Storey("_scheduler _backlog _roster _pacing _ranges _limits _respawn", "words"),
-    "jobs": Storey("_jobs _body _bounds _record _terms _feeder", "errors words descriptors pickling worker scheduler"),
+    "jobs": Storey(
+        "_jobs _body _bounds _refusals _record _terms _feeder", "errors words descriptors pickling worker scheduler"
+    ),
     "engines": Storey(
         "engines _objects _handle _outgoing _pump engines.inline engines.threads engines.local engines.dask "
         "engines.ray",
@@ -63,7 +65,8 @@ STOREYS = {
         doors="_dispatch",
     ),
     "faces": Storey(
-        "pool _tasks results _arguments _future executor joblib _context _install __init__", "errors dispatch"
+        "pool _tasks results _iterators _arguments _future executor joblib _context _install __init__",
+        "errors dispatch",
     ),
     # What is asked from a shell is answered from where it is known.
     "shell": Storey("__main__", "errors words framing scheduler faces"),

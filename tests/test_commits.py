@@ -17,7 +17,8 @@ from pairpool import _core
 from pairpool._codec import Definition, DefinitionKind
 from pairpool._dispatch import BatchJob, Call
 from pairpool._future import Future
-from pairpool.results import IMapIterator, IMapUnorderedIterator, MapResult
+from pairpool._iterators import IMapIterator, IMapUnorderedIterator
+from pairpool.results import MapResult
 from scenarios import (
     SCENARIOS,
     Clock,

@@ -22,9 +22,9 @@ from pairpool import results as results_module
 from pairpool._codec import Definition, DefinitionKind, Encoder, Payload
 from pairpool._feeder import CLOSED, Feeder
 from pairpool._future import Future
+from pairpool._iterators import IMapIterator, IMapUnorderedIterator
 from pairpool._states import SlotState
 from pairpool._waiting import Signal
-from pairpool.results import IMapIterator, IMapUnorderedIterator
 from scenarios import Stage, outcome
 
 # -- Size ------------------------------------------------------------------------------------------
