@@ -18,7 +18,7 @@ import pytest
 
 import tasks
 from interruptions import Interrupted, Interruption
-from pairpool import results as results_module
+from pairpool import _iterators
 from pairpool._codec import Definition, DefinitionKind, Encoder, Payload
 from pairpool._feeder import CLOSED, Feeder
 from pairpool._future import Future
@@ -56,14 +56,14 @@ def test_threads_that_share_an_iterator_share_its_results(
     iterator = stage.batch(kind(stage.dispatcher, None), range(1, 6))
     stage.run()
     taken_by_another: list[Any] = []
-    decode_all = results_module.decode_all
+    decode_all = _iterators.decode_all
 
     def decode_while_another_takes(*raw: Any) -> Any:
-        monkeypatch.setattr(results_module, "decode_all", decode_all)
+        monkeypatch.setattr(_iterators, "decode_all", decode_all)
         taken_by_another.append(iterator.next(0))
         return decode_all(*raw)
 
-    monkeypatch.setattr(results_module, "decode_all", decode_while_another_takes)
+    monkeypatch.setattr(_iterators, "decode_all", decode_while_another_takes)
     taken = [iterator.next(0)]
     assert sorted(taken_by_another + taken + list(iterator)) == [2, 4, 6, 8, 10]
     assert len(taken_by_another) == 1
