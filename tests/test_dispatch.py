@@ -18,7 +18,7 @@ import pytest
 
 import tasks
 from interruptions import Interrupted, Interruption
-from pairpool import _iterators
+from pairpool import _iterators, results
 from pairpool._codec import Definition, DefinitionKind, Encoder, Payload
 from pairpool._feeder import CLOSED, Feeder
 from pairpool._future import Future
@@ -56,7 +56,7 @@ def test_threads_that_share_an_iterator_share_its_results(
     iterator = stage.batch(kind(stage.dispatcher, None), range(1, 6))
     stage.run()
     taken_by_another: list[Any] = []
-    decode_all = _iterators.decode_all
+    decode_all = results.decode_all
 
     def decode_while_another_takes(*raw: Any) -> Any:
         monkeypatch.setattr(_iterators, "decode_all", decode_all)
