@@ -125,6 +125,13 @@ def admit(raw: Raw, sender: int | None = None, *, some_lost: bool = False) -> tu
     return data, tuple(descriptors)
 
 
+def descriptors_of(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, ...]:
+    """The descriptors that came with a message, where nothing else did: none where `admit` is to look at it."""
+    if len(ancillary) != 1 or ancillary[0][:2] != (socket.SOL_SOCKET, socket.SCM_RIGHTS) or len(ancillary[0][2]) % 4:
+        return ()
+    return tuple(array("i", ancillary[0][2]))
+
+
 def _discard(ancillary: list[tuple[int, int, bytes]], descriptors: Iterable[int]) -> None:
     closing = map(os.close, descriptors)
     # Should an interrupt have the same arrival admitted again, it finds no descriptor to close twice: no

@@ -202,9 +202,9 @@ class WorkerHandle:
             if kind == Kind.OUTCOMES and ident == packet and not flags & _CUT_OFF:
                 if not ancillary:
                     return self._outcomes(ident, buffers)
-                received = _framing.admit(raw)[1]
+                received = _framing.descriptors_of(ancillary)
                 outcomes = self._outcomes(ident, buffers, received)
-                return outcomes if len(outcomes.kept.descriptors) == len(received) else None
+                return outcomes if received and len(outcomes.kept.descriptors) == len(received) else None
         except (errors.FramingError, IndexError, struct.error):
             pass  # `on_message` says what is wrong, and what follows from it
         return None

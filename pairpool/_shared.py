@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 class Shared:
     """An object that the workers of a pool have in common: pass it in tasks' arguments, and they get the object.
 
-    `close` releases it, and so does the garbage collector; tasks that were submitted before still get it. It can also
-    be used in a ``with`` statement. What workers hold of it is gone when they have ended what they run.
+    `close` releases it, and so does, with the next thing that the pool does, the garbage collector; tasks that were
+    submitted before still get it. It can also be used in a ``with`` statement. What workers hold of it is gone when
+    they have ended what they run.
     """
 
     on_close: Callable[[], None] | None = None  # tells workers of what was released; else they hear of it in time

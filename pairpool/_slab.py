@@ -17,7 +17,7 @@ is left. That takes no message, no bookkeeping and no trust; half a microsecond 
 - A slab is first filled by pwrite(2), and by memcpy through a mapping from then on, but no further than it was written
   before. So no page is touched through a mapping that does not exist yet, and where memory is short there is an
   OSError and no SIGBUS.
-- What a receiver writes is its own (MAP_PRIVATE), and it could not write to the slab if it wanted to.
+- What a receiver writes is its own (MAP_PRIVATE), and by the descriptor that it has it could not write to the slab.
 - A slab that comes back late, or never, is given up: its memory is the receiver's then, until he drops it.
 
 Threads: `Arena.put` may be called by any, and from signal handlers. A slab is in one place at a time, a deque of the

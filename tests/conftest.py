@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -52,6 +53,12 @@ def no_leftovers(request: pytest.FixtureRequest) -> Iterator[None]:
 def start_method(request: pytest.FixtureRequest) -> str:
     """Each start method in turn."""
     return str(request.param)
+
+
+@pytest.fixture
+def trimmed_heap() -> None:
+    """Give back what other tests have left to the allocator: whoever has that need not ask the system for memory."""
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(params=[True, False], ids=["inherited", "verified"])

@@ -185,6 +185,19 @@ def test_a_pool_that_is_joined_runs_what_is_left(make_pool: MakePool, face: str,
 
 
 @every_face
+def test_a_pool_that_is_closed_waits_for_its_consumer(make_pool: MakePool, face: str) -> None:
+    """Who takes results before anybody joins has the bound until then."""
+    source = Source(50)
+    pool = make_pool(2)
+    results = getattr(pool, face)(identity, source, buffersize=2)
+    source.await_pulled(2)
+    pool.close()
+    assert sorted(source.take(results) for _ in range(50)) == list(range(50))
+    assert source.most == 2
+    pool.join()
+
+
+@every_face
 def test_an_iterator_that_is_dropped_does_not_keep_the_pool(make_pool: MakePool, face: str) -> None:
     """Neither before anything was taken, nor in the midst of it."""
     pool = make_pool(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import gc
 import os
@@ -341,6 +342,19 @@ def test_what_cannot_be_pickled_is_told_at_once(make_pool: MakePool) -> None:
         pool.share([numbers(), threading.Lock()])
     assert slabs_open() == 0
     assert pool.apply(abs, (-1,)) == 1
+
+
+def test_without_room_for_a_slab_it_travels_all_the_same(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then each worker has its own."""
+
+    def fail(*_: Any) -> Any:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    pool = make_pool(2)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "memfd_create", fail)
+        handle = pool.share(numbers())
+    assert [seen[0] for seen in pool.map(functools.partial(look, handle), range(9), 1)] == [SIZE - 1] * 9
 
 
 def die_once(array: Any, journal: str) -> int:

@@ -163,6 +163,7 @@ def stack() -> Iterator[ExitStack]:
         yield stack
 
 
+@pytest.mark.usefixtures("trimmed_heap")
 @pytest.mark.parametrize(
     ("take", "kind", "least"),
     [
