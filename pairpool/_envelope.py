@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from pairpool._descriptors import Owner
-from pairpool._passing import ArrivedSlab, Slab, arrived, claim, of_descriptors
+from pairpool._passing import ArrivedSlab, Slab, claim, of_descriptors, with_arrivals
 from pairpool._slab import Put, layout
 
 PROTOCOL: Final = 5
@@ -92,14 +92,12 @@ def loads(data: Any, descriptors: Sequence[int]) -> Any:
     """Unpickle, also what is in an envelope. The descriptors are consumed, also where this fails."""
     if not descriptors:
         return pickle.loads(data)
-    with arrived(of_descriptors(descriptors)):
-        return _open(data) if data[0] == _MAGIC else pickle.loads(data)
+    return with_arrivals(of_descriptors(descriptors), _open if data[0] == _MAGIC else pickle.loads, data)
 
 
 def loads_with_slab(data: Any, slab: Slab) -> Any:
     """Unpickle what is in an envelope. Its slab is not consumed."""
-    with arrived((ArrivedSlab(slab),)):
-        return _open(data) if data[0] == _MAGIC else pickle.loads(data)
+    return with_arrivals((ArrivedSlab(slab),), _open if data[0] == _MAGIC else pickle.loads, data)
 
 
 def _open(data: Any) -> Any:

@@ -124,21 +124,21 @@ def claim(index: int) -> Any:
 
 
 def of_descriptors(descriptors: Sequence[int]) -> Sequence[ArrivedDescriptor]:
-    """Own descriptors that have come, for `arrived`."""
+    """Own descriptors that have come, for `with_arrivals`."""
     return tuple(map(ArrivedDescriptor, map(Owner.fromfd, descriptors)))
 
 
-class arrived:  # noqa: N801  (used as a function; `contextmanager` takes three times as long)
-    """While this lasts, `claim` on this thread gives what came with the pickle being loaded."""
+def with_arrivals(waiting: Sequence[ArrivedDescriptor | ArrivedSlab], load: Callable[..., Any], *args: object) -> Any:
+    """Call this; meanwhile `claim` on this thread gives what came with the pickle that it loads.
 
-    def __init__(self, waiting: Sequence[ArrivedDescriptor | ArrivedSlab]) -> None:
-        self._waiting = waiting
-
-    def __enter__(self) -> None:
-        self._waiting, _arrivals.waiting = _arrivals.waiting, self._waiting
-
-    def __exit__(self, *_: object) -> None:
-        _arrivals.waiting = self._waiting
+    No context manager: a signal handler that strikes its ``__exit__`` would leave them there for ever.
+    """
+    outer = _arrivals.waiting
+    _arrivals.waiting = waiting
+    try:
+        return load(*args)
+    finally:
+        _arrivals.waiting = outer
 
 
 def extra_reducers() -> Mapping[type, Reducer]:

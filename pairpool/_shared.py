@@ -94,8 +94,7 @@ def fetch(ident: int) -> Any:
     """Return a shared object."""
     if _find is None:
         raise PairpoolError("a shared object was unpickled where there is none: only workers of its pool have it")
-    with _passing.arrived(()):  # what came with the pickle being loaded is not its
-        return _find(ident)
+    return _passing.with_arrivals((), _find, ident)  # what came with the pickle being loaded is not its
 
 
 def make_array(shape: Any, dtype: Any) -> tuple[Any, bytes, OwnedDescriptors]:

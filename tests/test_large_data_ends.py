@@ -448,7 +448,8 @@ def test_calls_are_interrupted_at_any_moment(make_pool: MakePool, alarm: Alarm, 
     pool.close()
     pool.join()
     del pool
-    assert more_memory_files(before) == []
+    # The feeder of a call that was struck may still be at an item.
+    assert comes_true(lambda: more_memory_files(before) == [], 5.0)
 
 
 # -- Cancelling -------------------------------------------------------------------------------------
