@@ -24,6 +24,10 @@ MakePool: TypeAlias = Callable[..., Any]
 
 _failed = pytest.StashKey[bool]()
 
+# Blocks of 128 KiB and more are given back to the system when they are freed, as at first; or else no test could tell
+# what it takes, or may take, for it had what others have left to the allocator (mallopt(3), M_MMAP_THRESHOLD).
+ctypes.CDLL(None).mallopt(-3, 128 * 1024)
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
@@ -53,12 +57,6 @@ def no_leftovers(request: pytest.FixtureRequest) -> Iterator[None]:
 def start_method(request: pytest.FixtureRequest) -> str:
     """Each start method in turn."""
     return str(request.param)
-
-
-@pytest.fixture
-def trimmed_heap() -> None:
-    """Give back what other tests have left to the allocator: whoever has that need not ask the system for memory."""
-    ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(params=[True, False], ids=["inherited", "verified"])

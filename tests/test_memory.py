@@ -35,8 +35,6 @@ from tasks import Line, identity, worker_pid
 from test_runner import Claims
 from zygotes import has_ended
 
-pytestmark = pytest.mark.usefixtures("trimmed_heap")
-
 MakePool = Callable[..., Any]
 MakeLine = Callable[[], Line]
 

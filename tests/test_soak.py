@@ -163,7 +163,6 @@ def stack() -> Iterator[ExitStack]:
         yield stack
 
 
-@pytest.mark.usefixtures("trimmed_heap")
 @pytest.mark.parametrize(
     ("take", "kind", "least"),
     [
