@@ -116,6 +116,7 @@ def interrupt(program: subprocess.Popen[str]) -> tuple[int, int]:
     os.killpg(program.pid, signal.SIGINT)
     _, said = program.communicate(timeout=PATIENCE)
     assert "\nKeyboardInterrupt\n" in said, said
+    sys.stdout.write(said)  # for who finds more than he expects
     return program.returncode, said.count("Traceback (most recent call last)")
 
 
