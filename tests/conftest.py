@@ -24,9 +24,9 @@ MakePool: TypeAlias = Callable[..., Any]
 
 _failed = pytest.StashKey[bool]()
 
-# Blocks of 128 KiB and more are given back to the system when they are freed, as at first; or else no test could tell
+# Blocks of 32 KiB and more are given back to the system when they are freed, as at first; or else no test could tell
 # what it takes, or may take, for it had what others have left to the allocator (mallopt(3), M_MMAP_THRESHOLD).
-ctypes.CDLL(None).mallopt(-3, 128 * 1024)
+ctypes.CDLL(None).mallopt(-3, 32 * 1024)
 
 
 @pytest.hookimpl(wrapper=True)
