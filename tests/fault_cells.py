@@ -183,6 +183,9 @@ def observe_done_callbacks(bench: Bench, cell: Cell) -> None:
         beside = Beside(pool)
         assert (waiting.outcome(), other.result(PATIENCE)) == (double(SURVIVOR), 2)
         assert seen.wait(PATIENCE), "the callback of another future is not called"
+        through = threading.Event()  # the callback thread is, with the first, of whose end was told before it
+        pool._dispatcher.call_back(through.set)
+        assert through.wait(PATIENCE)
     assert [is_struck(each, cell.how) for each in told] == [True], f"told was {told}"
     beside.check_right()
     check_whole(pool)
