@@ -81,10 +81,11 @@ class Answers(Core):
         if packet.done or not places or max(places) >= len(packet.needs):
             self._condemn(slot)
             return
-        self.encoder.refuse([packet.needs[place] for place in places])
+        refused = [packet.needs[place] for place in places]
+        self.encoder.refuse(refused)
         source = self.source_of(packet.job)
         if source is not None:
-            source.fall_back(packet.first, packet.count)
+            source.fall_back(packet.first, packet.count, refused)
         self.scheduler.came_back(packet, PacketEvent.REFUSE, self._now(), self.events)
 
     def on_came_back(self, ident: int) -> None:

@@ -49,26 +49,27 @@ class Pending:
         self.signals: list[Settable] = []  # of those who wait for room
         self._bound = bound
         self._calls: dict[int, tuple[weakref.ref[object], int]] = {}  # sink, which whoever has the call keeps, and size
+        self._size = 0  # of all of them; or more, where an interrupt has struck
 
     def has_room(self) -> bool:
         """Whether there may be another call."""
-        if self._leaves_room():
+        if self._bound.leaves_room(len(self._calls), self._size):
             return True
         # A call that an interrupt has kept from being made has no sink any more.
         for number, (sink, _) in [*self._calls.items()]:
             if sink() is None:
                 self._calls.pop(number, None)
-        return self._leaves_room()
-
-    def _leaves_room(self) -> bool:
-        sizes = [size for _, size in [*self._calls.values()]]
-        return self._bound.leaves_room(len(sizes), sum(sizes))
+        self._size = sum([size for _, size in [*self._calls.values()]])
+        return self._bound.leaves_room(len(self._calls), self._size)
 
     def add(self, sink: object, payload: Any) -> None:
         """There is another call."""
-        self._calls[id(sink)] = weakref.ref(sink), size_of((payload,))
+        size = size_of((payload,))
+        self._size += size
+        self._calls[id(sink)] = weakref.ref(sink), size
 
     def remove(self, sink: object) -> None:
         """A call has its outcome. Idempotent."""
-        self._calls.pop(id(sink), None)
+        _, size = self._calls.pop(id(sink), (None, 0))
+        self._size -= size
         wake_all(self.signals)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import pickle
 import struct
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
 from pairpool._descriptors import Owner
@@ -63,7 +64,7 @@ def pack(large: Large, put: Put, index: int) -> tuple[bytes, Owner | None, int]:
     outside = length > _LARGEST_STREAM
     if outside:
         starts, end = layout((length, *sizes))
-        starts[:1] = [sum(map(len, chunks[:number])) for number in range(len(chunks))]
+        starts[:1] = accumulate(map(len, chunks[:-1]), initial=0)
     else:
         starts, end = layout(sizes)
     try:

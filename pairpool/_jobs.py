@@ -12,17 +12,17 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from pairpool import _states
 from pairpool._body import Body, are_bytes, fitting, pack_body, riding, table, takes
 from pairpool._bounds import Pending, size_of
-from pairpool._codec import Definition, DefinitionKind, Payload, Shared
+from pairpool._codec import Definition, DefinitionKind, Need, Payload, Shared
 from pairpool._descriptors import NONE_OWNED
 from pairpool._packet import TASKS_HEAD, Flag, Mode, Status
 from pairpool._record import Record
-from pairpool._refusals import fall_back_definition, refusal
+from pairpool._refusals import fall_back_definitions, fallen_back
 from pairpool._terms import Terms, Tries
 
 _idents = itertools.count(1)
@@ -167,7 +167,9 @@ class CallJob:
             payload, descriptors = payload.data, payload.descriptors
         if isinstance(payload, BaseException) or len(payload) > room:
             return None
-        if (definition is not None and definition.ident not in known) or call.terms is not None or call.pending:
+        if call.terms is not None or call.pending is not None:
+            return None
+        if definition is not None and definition.ident not in known:
             return None
         flags = Flag.VISIBLE | Flag.DESCRIPTORS if descriptors else Flag.VISIBLE
         name = 0 if definition is None else definition.ident
@@ -198,18 +200,17 @@ class CallJob:
                     self.tries.forget(unit)
             del records[0]
 
-    def fall_back(self, first: int, count: int) -> None:
+    def fall_back(self, first: int, count: int, refused: Collection[Need]) -> None:
         """A worker refused these units: from now on they travel by value, or fail where they cannot."""
         for unit in range(first, first + count):
             call = self.calls.get(unit)
             if call is None:
                 continue  # it has ended with the pool
-            payload = call.payload
-            if isinstance(payload, Payload) and payload.needs:
-                payload = payload.fallback or refusal(payload.needs)
-            if call.definition is not None and not fall_back_definition(call.definition):
-                payload = refusal(call.definition.payload.needs)
-            self.calls[unit] = call._replace(payload=payload)
+            payload = fallen_back(call.payload, refused)
+            uses = payload.uses if isinstance(payload, Payload) else ()
+            filter_ = None if call.terms is None else call.terms.filter
+            problem = fall_back_definitions((call.definition, filter_, *uses), refused)
+            self.calls[unit] = call._replace(payload=problem or payload)
 
     def sink_of(self, unit: int) -> Sink | None:
         """Who waits for a unit; None where it has ended."""
@@ -384,19 +385,19 @@ class BatchJob:
         self.digesting = False
         return failed
 
-    def fall_back(self, first: int, count: int) -> None:
+    def fall_back(self, first: int, count: int, refused: Collection[Need]) -> None:
         """A worker refused these units: from now on they travel by value, or fail where they cannot."""
-        travels = fall_back_definition(self.definition)
+        problem = fall_back_definitions(self._definitions, refused)
         for unit in range(first, first + count):
             payload = self.prepared.get(unit)
-            if not travels:
-                self._fail(unit, refusal(self.definition.payload.needs))
-            elif isinstance(payload, Payload) and payload.needs:
-                if payload.fallback is None:
-                    self._fail(unit, refusal(payload.needs))
-                else:
-                    self.settled_weight += self._weight_of(payload) - self._weight_of(payload.fallback)
-                    self.prepared[unit] = payload.fallback
+            instead = problem or fallen_back(payload, refused)
+            if isinstance(instead, Payload):
+                instead = fall_back_definitions(instead.uses, refused) or instead
+            if isinstance(instead, BaseException):
+                self._fail(unit, instead)
+            elif instead is not payload:
+                self.settled_weight += self._weight_of(payload) - self._weight_of(instead)
+                self.prepared[unit] = instead
 
     def terms_of(self, _: int) -> Terms | None:
         """What was agreed for a unit."""

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from pairpool import errors
-from pairpool._codec import Definition, DefinitionKind
+from pairpool._codec import Definition, DefinitionKind, Need, Payload
 
 
-def fall_back_definition(definition: Definition) -> bool:
-    """Makes a refused definition travel by value; False where it cannot."""
-    payload = definition.payload
-    if payload.needs:
-        if payload.fallback is None:
-            return False
-        definition.payload = payload.fallback
-        if definition.kind is DefinitionKind.NAMED:
-            definition.kind = DefinitionKind.BY_VALUE
-    return True
+def fallen_back(payload: Any, refused: Collection[Need]) -> Any:
+    """What travels instead of a payload: itself if nothing that it needs was refused, or else its form by value.
+
+    An error where it has none. Asked again, of what it returned, it returns the same.
+    """
+    if not isinstance(payload, Payload) or not any(need in refused for need in payload.needs):
+        return payload
+    return payload.fallback or refusal(payload.needs)
+
+
+def fall_back_definitions(definitions: Iterable[Definition | None], refused: Collection[Need]) -> BaseException | None:
+    """Has these, and what they use, travel by value where something that they need was refused; why one cannot."""
+    for definition in filter(None, definitions):
+        for each in (definition, *definition.payload.uses):
+            payload = fallen_back(each.payload, refused)
+            if isinstance(payload, BaseException):
+                return payload
+            if payload is not each.payload:
+                each.payload = payload
+                if each.kind is DefinitionKind.NAMED:
+                    each.kind = DefinitionKind.BY_VALUE
+    return None
 
 
 def refusal(needs: tuple[Any, ...]) -> errors.RefusedError:

@@ -49,6 +49,8 @@ class Codec(Protocol):
 
     def encode_value(self, value: Any) -> Any: ...
     def encode_error(self, error: BaseException) -> Any: ...
+    def lie_apart(self, payloads: list[Any]) -> bool:
+        """Whether any of what was encoded is in a slab."""
 
 
 class Page(Protocol):
@@ -207,7 +209,8 @@ class Runner:
             statuses[unit] = status
             payloads.append(payload)
         took, number = time.monotonic_ns() - started, len(payloads)
-        step = 1 if any(map(_lies_apart, payloads)) else number
+        # A message brings one slab at most: many may come before the first is digested.
+        step = 1 if self._codec.lie_apart(payloads) else number
         for first in range(0, number, step):
             part = payloads[first : first + step]
             head = OUTCOMES_HEAD.pack(OutcomeMode.SEPARATE, first, len(part), took * len(part) // number)
@@ -413,11 +416,6 @@ class _Packet:
             return False
         offset = 1 if self._mode == Mode.CALLS else 0
         return self._runner._codec.is_nothing(self._payloads[unit + offset])
-
-
-def _lies_apart(payload: Any) -> bool:
-    """Whether it is in a slab: a message brings one at most, since many may come before the first is digested."""
-    return type(payload) is not bytes
 
 
 def _is_long(payload: Any) -> bool:

@@ -76,17 +76,20 @@ def layout(sizes: Sequence[int]) -> tuple[list[int], int]:
 
 def put_for_all(parts: Sequence[Any], starts: Sequence[int], end: int) -> Owner:
     """As `put_once`, and nobody can write to it any more, so that all who read it can share the memory."""
-    slab = _Slab(_exponent_of(end))
-    slab.fill(parts, starts, end)
+    slab = _filled(parts, starts, end)
     slab.freeze()
     return slab.lend()
 
 
 def put_once(parts: Sequence[Any], starts: Sequence[int], end: int) -> Owner:
     """As `Put`, in a slab that is never used for anything else. Raises OSError where the system has no room."""
+    return _filled(parts, starts, end).lend()
+
+
+def _filled(parts: Sequence[Any], starts: Sequence[int], end: int) -> _Slab:
     slab = _Slab(_exponent_of(end))
     slab.fill(parts, starts, end)
-    return slab.lend()
+    return slab
 
 
 class Arena:
@@ -98,17 +101,17 @@ class Arena:
 
     def put(self, parts: Sequence[Any], starts: Sequence[int], end: int) -> Owner:
         """As `Put`. Raises OSError where the system has no room."""
-        slabs = self._slabs[_exponent_of(end)]
-        used, slab = True, _free_one_of(slabs)
-        if slab is None:
-            used, slab = False, _Slab(_exponent_of(end))
+        exponent = _exponent_of(end)
+        slabs = self._slabs[exponent]
+        found = _free_one_of(slabs)
+        slab = found or _Slab(exponent)
         lent = slab.lend()
         if is_high(lent.fileno()):
             raise OSError("slabs have taken as many descriptors as they may")
         slab.fill(parts, starts, end)
         slabs.append(slab)
         self.trim_at = time.monotonic_ns() + KEPT
-        if not used:
+        if found is None:
             self._make_room()
         return lent
 

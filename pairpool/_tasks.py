@@ -153,21 +153,8 @@ class Tasks:
     def _map_here(
         self, func: Callable[..., T], iterable: Iterable[Any], chunksize: int | None, *, star: bool
     ) -> list[T]:
-        self._check_running()
-        dispatcher = self._dispatcher
-        result = MapResult(dispatcher, self._owner, None, None)
-        try:
-            self._map(result, func, iterable, chunksize, star=star, here=True)
-            values: list[T] = result.get()
-            return values
-        except BaseException:
-            job = result.job  # None where its outcome is there
-            if job is not None:
-                # commit: by operators alone, for who is impatient sends a second signal
-                dispatcher.events += ((dispatcher.on_cancel, job),)
-
-                dispatcher.drain()
-            raise
+        values: list[T] = self._map_async(func, iterable, chunksize, None, None, star=star, here=True).get()
+        return values
 
     def _map_async(
         self,
@@ -178,17 +165,21 @@ class Tasks:
         error_callback: Any,
         *,
         star: bool,
+        here: bool = False,
     ) -> MapResult:
+        """`here`: the caller waits, and feeds the job himself meanwhile."""
         self._check_running()
         dispatcher = self._dispatcher
         result = MapResult(dispatcher, self._owner, callback, error_callback)
         try:
-            self._map(result, func, iterable, chunksize, star=star, here=False)
+            self._map(result, func, iterable, chunksize, star=star, here=here)
+            if here:
+                result.wait()
             return result
         except BaseException:
             job = result.job
             if job is not None:
-                # commit: as in `_map_here`
+                # commit: by operators alone, for who is impatient sends a second signal
                 dispatcher.events += ((dispatcher.on_cancel, job),)
 
                 dispatcher.drain()
@@ -204,10 +195,7 @@ class Tasks:
         star: bool,
         here: bool,
     ) -> None:
-        """Begins a map; where this is interrupted its job is to be cancelled, if `result` has one.
-
-        `here`: the caller waits, and feeds the job himself meanwhile.
-        """
+        """Begins a map; where this is interrupted its job is to be cancelled, if `result` has one."""
         dispatcher = self._dispatcher
         items: Any = iterable if hasattr(iterable, "__len__") else list(iterable)
         length = len(items)
@@ -275,8 +263,9 @@ class Tasks:
             chunksize: items that travel, and run, together.
             buffersize: items pulled whose results were not taken from the iterator yet, at most; None: as many as the
                 pool can work off (`concurrent.futures.Executor.map` has it since 3.14).
-            bufferbytes: bytes, pickled, of such items and results; None: a quarter of the memory. One item more may be
-                under way, and what is in it is not known before it is pulled.
+            bufferbytes: bytes, pickled, of such items and results; None: a quarter of the memory, for those that are
+                too large for a message, and where the items are not a list or range of numbers and the like. One item
+                more may be under way, and what is in it is not known before it is pulled.
 
         Raises:
             ValueError, TypeError: for bounds that are no such numbers.
@@ -337,7 +326,7 @@ class Tasks:
             shown: Iterator[Any] = result if chunksize == 1 else result.chained()
             return shown
         except BaseException:
-            # commit: as in `_map_here`
+            # commit: as in `_map_async`
             dispatcher.events += ((dispatcher.on_cancel, job),)
 
             dispatcher.drain()

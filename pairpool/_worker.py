@@ -151,6 +151,9 @@ class _PickleCodec:
         # A result that cannot be pickled is no error of the task: as in the stdlib it shows no remote traceback.
         return _codec.encode_error(error, wrap=not isinstance(error, _codec.MaybeEncodingError))
 
+    def lie_apart(self, payloads: list[Any]) -> bool:
+        return not _ONLY_BYTES.issuperset(map(type, payloads))
+
 
 class Worker:
     """The process's ends of its channels, and the runner between them."""

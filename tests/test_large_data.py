@@ -64,10 +64,11 @@ class Lump:
         return Lump, (pickle.PickleBuffer(self.view),)
 
 
-def describe(obj: Any, met: dict[int, int] | None = None) -> Any:
+def describe(obj: Any, met: dict[int, tuple[int, Any]] | None = None) -> Any:
     """Return all that can be seen of an object, as plain data: of two that are alike it is equal.
 
-    `met`: what was met before, by its identity. What is met again is told as that, not as another that looks alike.
+    `met`: what was met before, by its identity, which is its own only while it is kept. What is met again is told as
+    that, not as another that looks alike.
     """
     met = {} if met is None else met
     kind = type(obj).__name__
@@ -80,8 +81,8 @@ def describe(obj: Any, met: dict[int, int] | None = None) -> Any:
     if isinstance(obj, tuple):
         return (kind, *(describe(each, met) for each in obj))
     if id(obj) in met:
-        return "again", met[id(obj)]
-    met[id(obj)] = len(met)
+        return "again", met[id(obj)][0]
+    met[id(obj)] = len(met), obj
     if isinstance(obj, np.ndarray):
         plain = np.asarray(obj)
         flags = {name: obj.flags[name] for name in ("C_CONTIGUOUS", "F_CONTIGUOUS", "WRITEABLE", "ALIGNED")}

@@ -57,6 +57,7 @@ def run_program(name: str, *arguments: str, stdin: str = "") -> str:
         "initializer_global.py",
         "shared_initargs.py",
         "defined_later.py",
+        "late_definitions.py",
         "barrier.py",
         "callables.py",
         "nested.py",
