@@ -19,6 +19,8 @@ CORE_TESTS := tests/test_cpython_pool.py tests/test_compat_construction.py tests
 PYTEST_OPTIONS ?= -q
 BENCH_OPTIONS ?=
 RESULTS ?= benchmarks/results
+HAS_C = $(BIN)/python -c 'import pairpool._framing_c' 2>/dev/null
+SIDE_BY_SIDE_MAKE = $(MAKE) --no-print-directory --jobs=2 --output-sync=target SIDE_BY_SIDE=1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
@@ -35,7 +37,8 @@ demo: $(VENV)/.installed ## count the tokens and names of the standard library, 
 	@$(BIN)/python -c 'from pairpool._framing import TWIN; print(f"pairpool with its framing in {TWIN}")'
 	@$(BIN)/python examples/count_stdlib.py
 
-test: lint typecheck suite versions ## all of the following
+test: lint typecheck ## all of the following
+	@$(SIDE_BY_SIDE_MAKE) suite-c suite-python $(VERSIONS:%=version-%)
 
 lint: $(VENV)/.installed-dev ## style
 	$(BIN)/ruff check .
@@ -46,10 +49,10 @@ typecheck: $(VENV)/.installed-dev ## types
 	$(BIN)/mypy benchmarks examples fuzz soak
 
 suite: $(VENV)/.installed-dev ## the whole suite, once with each twin of the framing, side by side
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target SIDE_BY_SIDE=1 suite-c suite-python
+	@$(SIDE_BY_SIDE_MAKE) suite-c suite-python
 
 suite-c: $(VENV)/.installed-dev
-	@if $(BIN)/python -c 'import pairpool._framing_c' 2>/dev/null; then \
+	@if $(HAS_C); then \
 		echo "== suite with the framing in C"; \
 		PAIRPOOL_EXTENSION=1 $(BIN)/python -m pytest $(PYTEST_OPTIONS); \
 	else \
@@ -58,7 +61,8 @@ suite-c: $(VENV)/.installed-dev
 
 suite-python: $(VENV)/.installed-dev
 	@echo "== suite with the framing in Python"
-	PAIRPOOL_EXTENSION=0 $(BIN)/python -m pytest $(PYTEST_OPTIONS)
+	@if $(HAS_C); then marked='not once'; else marked=''; fi; \
+	PAIRPOOL_EXTENSION=0 $(BIN)/python -m pytest $(PYTEST_OPTIONS) -m "$$marked"
 
 # Each further version is a target of its own (version-3.12). It does nothing where that interpreter
 # is missing, or is the one that the whole suite has run on.

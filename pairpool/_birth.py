@@ -5,20 +5,25 @@ so that no handler of the user's ever runs in it. With ``forkserver`` and ``spaw
 ``multiprocessing.Process``: the main module, sys.path, sys.argv, the working directory and the
 pickling of locks and queues are the stdlib's own work.
 
-Nothing is left of a start that fails: closing the dead-man pipe kills whatever was started.
+Nothing is left of a start that fails: closing the dead-man pipe kills whatever was started. What multiprocessing
+starts is started on a thread of its own, where no signal handler strikes: one that raises between the start of the
+process and the moment when it has been sent what it is would leave a process that nobody knows, and that complains.
 """
 
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import socket
+from _thread import allocate_lock, start_new_thread
 from collections.abc import Callable, Collection
 from contextlib import ExitStack, closing
 from itertools import starmap
-from multiprocessing import resource_tracker, util
-from multiprocessing.context import ForkServerProcess, SpawnProcess
-from typing import NoReturn
+from multiprocessing import popen_forkserver, popen_spawn_posix, resource_tracker, util
+from multiprocessing.context import ForkServerProcess, SpawnProcess, set_spawning_popen
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, Final, NoReturn, cast
 
 from pairpool import _descriptors, _nursery, _orders
 from pairpool._deadman import Deadman
@@ -134,33 +139,90 @@ class _SpawnZygote(_ZygoteProcess, SpawnProcess): ...
 class _ForkServerZygote(_ZygoteProcess, ForkServerProcess): ...
 
 
-def _start_by_process(birth: Birth, process: _ZygoteProcess) -> None:
-    """Have multiprocessing start the zygote."""
-    # What start() does, but for entering it in the list of children.
-    popen = process._Popen(process)  # type: ignore[attr-defined]
-    birth.pids += (popen.pid,)
-    popen.close()
+class _Pickled:
+    """A process that is pickled already."""
+
+    def __init__(self, process: _ZygoteProcess) -> None:
+        self._name = process.name
+        self._data = bytes(ForkingPickler.dumps(process))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return pickle.loads, (self._data,)
+
+
+class _StartedApart:
+    """Mixed into a ``Popen`` of multiprocessing's: see the file's head. What is pickled is pickled where it is made."""
+
+    pid: int
+
+    def __init__(self, birth: Birth, process: _ZygoteProcess) -> None:
+        self._pids = birth.pids
+        self._error: BaseException | None = None
+        self._over = allocate_lock()
+        self._over.acquire()
+        super().__init__(process)  # type: ignore[call-arg]
+
+    def _launch(self, process: _ZygoteProcess) -> None:
+        set_spawning_popen(cast(Any, self))
+        try:
+            pickled = _Pickled(process)
+        finally:
+            set_spawning_popen(None)
+        begun: list[int] = []
+        try:
+            begun += starmap(start_new_thread, ((self._start, (pickled,)),))
+            self._over.acquire()
+        except BaseException:
+            if begun:
+                self._over.acquire(timeout=_PATIENCE)  # then it is known who is to be ended
+            raise
+        if self._error is not None:
+            raise self._error
+
+    def _start(self, pickled: _Pickled) -> None:
+        try:
+            self._prepare()
+            super()._launch(pickled)  # type: ignore[misc]
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._pids += filter(None, (getattr(self, "pid", None),))
+            self.close()  # type: ignore[attr-defined]
+            self._over.release()
+
+    def _prepare(self) -> None:
+        """What has to be done first on that thread."""
+
+
+class _SpawnPopen(_StartedApart, popen_spawn_posix.Popen):
+    """The interpreter that it starts hears nothing of a Ctrl-C before it can ignore it, and leaves no traceback."""
+
+    def _prepare(self) -> None:
+        resource_tracker.ensure_running()  # which lets SIGINT in again where it has to be started
+        shut_out_interrupt()
+
+
+class _ForkServerPopen(_StartedApart, popen_forkserver.Popen): ...
+
+
+# Seconds that an interrupt waits for what is being started, which takes some milliseconds, before it comes out anyway.
+_PATIENCE: Final = 5.0
 
 
 def _start_by_spawn(birth: Birth) -> None:
-    """Have multiprocessing start the zygote in a fresh interpreter.
-
-    That hears nothing of the terminal's Ctrl-C before it can do nothing about it: it would end with a traceback.
-    """
     process = _SpawnZygote(birth)
-    resource_tracker.ensure_running()  # which lets SIGINT in again where it has to be started
-    process.mask = mask = blocked_signals()
-    try:
-        shut_out_interrupt()
-        _start_by_process(birth, process)
-    finally:
-        let_in_signals(mask)
+    process.mask = blocked_signals()  # where it begins there is one more
+    _SpawnPopen(birth, process)
+
+
+def _start_by_fork_server(birth: Birth) -> None:
+    _ForkServerPopen(birth, _ForkServerZygote(birth))
 
 
 _STARTERS: dict[str, Callable[[Birth], None]] = {
     "fork": _start_by_fork,
     "spawn": _start_by_spawn,
-    "forkserver": lambda birth: _start_by_process(birth, _ForkServerZygote(birth)),
+    "forkserver": _start_by_fork_server,
 }
 
 START_METHODS = tuple(_STARTERS)

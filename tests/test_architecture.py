@@ -21,6 +21,8 @@ import pytest
 
 import pairpool
 
+pytestmark = pytest.mark.once
+
 PACKAGE = Path(pairpool.__file__).parent
 LONGEST_FILE = 450  # lines; a file that wants more is missing a noun
 

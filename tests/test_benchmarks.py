@@ -15,6 +15,8 @@ from benchmarks.__main__ import CASES
 from benchmarks._harness import BEST_OTHER, Case, Options, Result, Samples, Target, at, is_met
 from benchmarks.rivals import EXECUTOR, IN_PYTHON, NO_SUCH_CALL, OURS, RIVALS, STDLIB
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parent.parent
 HERE = (OURS, STDLIB, EXECUTOR)  # what comes with Python, and we
 

@@ -33,6 +33,8 @@ from scenarios import (
     retries,
 )
 
+pytestmark = pytest.mark.once
+
 Played: TypeAlias = tuple[Any, list[Any], list[str]]
 Play: TypeAlias = Callable[[Scenario, Interruption], Played]
 

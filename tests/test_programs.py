@@ -150,6 +150,12 @@ def test_a_pool_that_is_interrupted_while_it_is_made_leaves_one_traceback(
         assert interrupt(program) == (-signal.SIGINT, 1), number
 
 
+@pytest.mark.parametrize("start_method", ["forkserver", "spawn"])
+def test_a_zygote_that_was_started_when_an_interrupt_strikes_says_nothing(start_method: str) -> None:
+    """It ends, though it has not been told yet what it is."""
+    assert run_program("interrupted_start.py", start_method) == "done\n"
+
+
 def test_streams_and_exit_hooks_of_workers_are_those_of_the_library(start_method: str) -> None:
     """Stdin is empty, what was printed is flushed, and the same hooks run as in the library's workers."""
     ours, theirs = (

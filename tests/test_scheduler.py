@@ -14,6 +14,8 @@ from pairpool._states import Action, PacketEvent, SlotState
 from simulated import SimulatedPool
 from simulated_workers import Fate, SimulatedJob
 
+pytestmark = pytest.mark.once
+
 COSTS = (MICROSECOND, 100 * MICROSECOND, 5 * MILLISECOND, 1000 * MILLISECOND)
 
 

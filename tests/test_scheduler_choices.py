@@ -12,6 +12,8 @@ from pairpool._states import Action, Packet, PacketEvent
 from simulated import SimulatedPool
 from simulated_workers import SimulatedJob, SimulatedWorker
 
+pytestmark = pytest.mark.once
+
 
 @pytest.mark.parametrize("stuck", [False, True])
 @pytest.mark.parametrize("unit_ns", [0, MICROSECOND, 5 * MILLISECOND, 1000 * MILLISECOND])

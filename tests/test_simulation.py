@@ -15,6 +15,8 @@ from pairpool._states import Packet
 from simulated_workers import Fate
 from simulation import Simulation
 
+pytestmark = pytest.mark.once
+
 FIRST_SEED = int(os.environ.get("PAIRPOOL_SIMULATION_SEED", "0"))
 SIMULATIONS = int(os.environ.get("PAIRPOOL_SIMULATIONS", "2500"))
 

@@ -25,6 +25,8 @@ from pairpool._states import (
 )
 from simulation import Simulation
 
+pytestmark = pytest.mark.once
+
 DESIGN = Path(__file__).parent.parent / "DESIGN.md"
 Table: TypeAlias = "dict[Any, Moves[Any, Any]]"
 
