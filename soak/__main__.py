@@ -19,11 +19,12 @@ from pathlib import Path
 from random import randrange
 
 from benchmarks._harness import facts
-from soak import chaos, deaths, items, kills, pools, resizes, simulation, submits
+from soak import arrays, chaos, deaths, items, kills, pools, resizes, simulation, submits
 from soak._part import Options, Part, line
 
 PARTS: tuple[Part, ...] = (
     items.PART,
+    arrays.PART,
     pools.PART,
     submits.PART,
     resizes.PART,

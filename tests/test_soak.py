@@ -28,6 +28,8 @@ from soak._journal import check_account
 from soak._part import Options
 from soak._readings import KINDS, ROLES, Holding, Series, read
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parent.parent
 PATIENCE = 120  # seconds
 
