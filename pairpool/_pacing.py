@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from pairpool._states import Job, Slot
+from pairpool._states import Job, Slot, SlotState
 
-TARGET = 200_000  # ns a packet should take to run: long against its cost (~20 us), short against a wait
+# ns a packet should take to run: long against what it costs (70 us of the caller's processor where that is not warm),
+# short against a wait. Where nobody waits for a single result it may be longer: its tail can be taken back.
+TARGET_ALONE = 1_000_000
+TARGET_TOGETHER = 4_000_000
 SHORTEST = 30_000  # ns below which a packet is not made shorter only to share work out evenly
 DEPTH = 12_000_000  # ns of work a slot may hold: two or three GIL switch intervals (5 ms each)
 UNKNOWN_LOAD = DEPTH // 2  # ns assumed of the first packets of a job
@@ -13,9 +16,14 @@ STUCK = 4 * DEPTH  # ns of load from which on a late packet is stuck: no mere pa
 PATIENCE_LIMIT = 64_000_000  # ns, the longest time between two looks at one packet
 ASLEEP = 1_000_000_000  # ns for which a packet lies before a worker that has nothing else to do until that is asleep
 SLOWEST = 64 * ASLEEP  # ns, the same of one that has been asleep often, and may be no more than slow
-GROWTH = 8  # a packet that took less than TARGET lets the next of its job be so many times as large
+GROWTH = 8  # a packet that took less than its target lets the next of its job be so many times as large
 LEARNING = 2  # packets a slot, of a job whose packets still grow
 MAX_UNITS = 4096  # units a packet: what a worker's page can count claims for
+
+
+def target(job: Job) -> int:
+    """How long a packet of a job should take to run, in ns."""
+    return TARGET_ALONE if job.visible else TARGET_TOGETHER
 
 
 def units_at_once(job: Job, slots: int) -> int:
@@ -23,7 +31,7 @@ def units_at_once(job: Job, slots: int) -> int:
     if not job.unit_ns:
         return 1
     fair_share = job.waiting // (slots << job.closed)
-    return max(1, min(job.grown, TARGET // job.unit_ns, max(fair_share, SHORTEST // job.unit_ns)))
+    return max(1, min(job.grown, target(job) // job.unit_ns, max(fair_share, SHORTEST // job.unit_ns)))
 
 
 def load(job: Job, units: int) -> int:
@@ -35,7 +43,7 @@ def may_send_ahead(job: Job, slots: int) -> bool:
     """Whether a packet may be queued behind others: while those of a job grow, the next ones will carry more."""
     if not job.unit_ns:
         return job.in_flight < slots
-    return job.grown >= TARGET // job.unit_ns or job.in_flight < LEARNING * slots
+    return job.grown >= target(job) // job.unit_ns or job.in_flight < LEARNING * slots
 
 
 def gathers(job: Job, slot: Slot) -> bool:
@@ -56,3 +64,8 @@ def fits(job: Job, slot: Slot) -> bool:
     A unit that alone fills a slot's depth is not queued behind others: it would only have to be recalled.
     """
     return slot.load <= DEPTH - (job.unit_ns or UNKNOWN_LOAD)
+
+
+def may_have_room(slot: Slot) -> bool:
+    """Whether a job that waits for a slot to have room may go on to: not where what it runs takes ever longer."""
+    return slot.state is SlotState.BUSY and slot.budget != 0 and slot.load <= DEPTH

@@ -9,7 +9,7 @@ through one slot.
 - **Work is pulled.** `choose()` names the next packet worth sending, `assign()` records it. A slot is
   given packets until it holds `DEPTH` nanoseconds of work by our estimate (_pacing.py): deep enough that a slot does
   not run dry while the caller computes in Python and nobody refills it (two or three GIL switch intervals).
-- **Packets adapt.** A job begins with one unit a packet; they grow while they take less than `TARGET`.
+- **Packets adapt.** A job begins with one unit a packet; they grow while they take less than their target.
 - **Nothing strands.** When a slot has nothing to do and nobody waits, the packets queued at another slot are
   recalled, and the tail of a packet that runs late is cut off. Both are safe because each packet, and each
   unit of one, is taken by exactly one of worker and parent (see _page.py and engines/local.py).
@@ -39,7 +39,7 @@ from typing import Any
 
 from pairpool import _pacing
 from pairpool._backlog import Backlog
-from pairpool._pacing import LATE, MAX_UNITS, PATIENCE_LIMIT, STUCK, TARGET
+from pairpool._pacing import LATE, MAX_UNITS, PATIENCE_LIMIT, STUCK
 from pairpool._ranges import Range, including, sum_of
 from pairpool._roster import Events, Roster
 from pairpool._states import (
@@ -97,7 +97,7 @@ class Scheduler:
                 if not _pacing.fits(job, slot):
                     # Its turn, but no room yet. Were a slot refilled by those after it, there might never be.
                     awaited = job.awaited
-                    if awaited is None or awaited.state is not SlotState.BUSY or awaited.budget == 0:
+                    if awaited is None or not _pacing.may_have_room(awaited):
                         job.awaited = awaited = slot
                     reserved += (awaited,)
                     continue
@@ -214,7 +214,7 @@ class Scheduler:
         delivery = tuple([(Action.DELIVER, job.ident, record) for record in records])
         if done >= packet.count:
             grown = job.grown
-            if ran_ns < TARGET:
+            if ran_ns < _pacing.target(job):
                 grown = max(grown, min(_pacing.GROWTH * packet.count, MAX_UNITS))
             self._settle(
                 packet,

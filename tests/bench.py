@@ -42,9 +42,9 @@ class Bench:
         """The slots, in the order in which they were asked for."""
         return list(self.scheduler.slots.values())
 
-    def job(self, ident: int, units: int, *, closed: bool = True, unit_ns: int = 0) -> Job:
+    def job(self, ident: int, units: int, *, closed: bool = True, unit_ns: int = 0, visible: bool = True) -> Job:
         """Add a job with all its units."""
-        job = Job(ident, visible=True, unit_ns=unit_ns)
+        job = Job(ident, visible=visible, unit_ns=unit_ns)
         self.scheduler.backlog.add(job)
         self.scheduler.backlog.feed(job, units, closed)
         return job

@@ -9,7 +9,7 @@ from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from bench import MICROSECOND, MILLISECOND, Bench
-from pairpool._pacing import DEPTH, MAX_UNITS, TARGET
+from pairpool._pacing import DEPTH, MAX_UNITS, TARGET_ALONE
 from pairpool._states import Action, PacketEvent, SlotState
 from simulated import SimulatedPool
 from simulated_workers import Fate, SimulatedJob
@@ -144,7 +144,7 @@ TestPoolMachine.settings = settings(max_examples=150, stateful_step_count=40, de
 def test_a_finished_job_finishes_once() -> None:
     """A closed job is told to be finished once, after its last outcome."""
     bench = Bench(1)
-    bench.job(1, 2, unit_ns=TARGET)
+    bench.job(1, 2, unit_ns=TARGET_ALONE)
     for packet in bench.send():
         bench.finish(packet)
     assert [action[0] for action in bench.taken()] == [Action.DELIVER, Action.DELIVER, Action.FINISH]
@@ -170,7 +170,7 @@ def test_an_open_job_does_not_finish() -> None:
 def test_a_removed_job_stays_gone() -> None:
     """Of a removed job nothing is handed out again, and nothing finishes."""
     bench = Bench(1)
-    job = bench.job(1, 100, unit_ns=TARGET)
+    job = bench.job(1, 100, unit_ns=TARGET_ALONE)
     first, second, *_ = bench.send()
     bench.scheduler.backlog.remove(job)
     bench.scheduler.came_back(second, PacketEvent.RECALL, 0, None)
@@ -194,7 +194,7 @@ def test_a_refused_packet_is_sent_again() -> None:
 def test_a_death_costs_what_had_begun(running: int | None, lost: int) -> None:
     """Of a packet whose worker died, units without outcome up to the running one are lost; the rest runs."""
     bench = Bench(1)
-    job = bench.job(1, 100, unit_ns=TARGET // 5)
+    job = bench.job(1, 100, unit_ns=TARGET_ALONE // 5)
     job.grown = 5
     packet, *queued = bench.send()
     bench.scheduler.result(packet, 1, MICROSECOND, ("one",), 0, None)
@@ -212,7 +212,7 @@ def test_a_death_costs_what_had_begun(running: int | None, lost: int) -> None:
 def test_a_worker_runs_its_share_of_units_and_is_replaced() -> None:
     """With a budget a worker is given exactly so many units, whatever comes back, then it is stopped."""
     bench = Bench(1, budget=6)
-    job = bench.job(1, 100, unit_ns=TARGET // 4)
+    job = bench.job(1, 100, unit_ns=TARGET_ALONE // 4)
     job.grown = 4
     first, second = bench.send()
     assert (first.count, second.count) == (4, 2)
@@ -277,7 +277,7 @@ def test_skipping_the_last_units_finishes_the_job() -> None:
 def test_a_cut_packet_of_which_all_is_known_is_over() -> None:
     """Where every unit that a worker keeps has its outcome, a cut ends the packet."""
     bench = Bench(1)
-    job = bench.job(1, 100, unit_ns=TARGET // 4)
+    job = bench.job(1, 100, unit_ns=TARGET_ALONE // 4)
     job.grown = 4
     packet = bench.send()[0]
     bench.scheduler.result(packet, 2, 0, ("two",), 0, None)

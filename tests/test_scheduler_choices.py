@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from bench import MICROSECOND, MILLISECOND, Bench
-from pairpool._pacing import DEPTH, GROWTH, LEARNING, MAX_UNITS, SHORTEST, TARGET
+from pairpool._pacing import DEPTH, GROWTH, LEARNING, MAX_UNITS, SHORTEST, TARGET_ALONE, TARGET_TOGETHER
 from pairpool._states import Action, Packet, PacketEvent
 from simulated import SimulatedPool
 from simulated_workers import SimulatedJob, SimulatedWorker
@@ -30,7 +30,7 @@ def test_a_short_job_does_not_wait_for_a_long_one(unit_ns: int, stuck: bool) -> 
         bench.scheduler.late(bench.now)
     million = bench.job(1, 1_000_000)
     bench.send()
-    while million.grown * million.unit_ns < TARGET:
+    while million.grown * million.unit_ns < TARGET_ALONE:
         bench.finish(next(packet for packet in bench.scheduler.packets.values() if packet.job is million))
         bench.send()
     bench.scheduler.backlog.feed(calls, calls.ready + 1, closed=False)
@@ -41,7 +41,7 @@ def test_a_short_job_does_not_wait_for_a_long_one(unit_ns: int, stuck: bool) -> 
         sent += bench.send()
     ahead = sum(packet.load for packet in sent[-1].slot.packets.values() if packet is not sent[-1])
     assert ahead <= DEPTH
-    assert len(sent) <= 2 * DEPTH // TARGET
+    assert len(sent) <= 2 * DEPTH // TARGET_ALONE
 
 
 def test_short_units_of_an_open_job_go_ahead_together() -> None:
@@ -69,10 +69,11 @@ def test_jobs_take_turns() -> None:
     assert [packet.job.ident for packet in bench.send()][:6] == [1, 2, 3, 1, 2, 3]
 
 
-def test_packets_grow_while_they_are_short() -> None:
-    """Packets begin with one unit and grow until one takes about `TARGET`; slow units go one by one."""
+@pytest.mark.parametrize(("visible", "target"), [(True, TARGET_ALONE), (False, TARGET_TOGETHER)])
+def test_packets_grow_while_they_are_short(visible: bool, target: int) -> None:
+    """Packets begin with one unit and grow until one takes about as long as it should; slow units go one by one."""
     bench = Bench(1)
-    bench.job(1, 10**6)
+    bench.job(1, 10**6, visible=visible)
     sizes = []
     for _ in range(10):
         packet = bench.send()[0]
@@ -81,9 +82,9 @@ def test_packets_grow_while_they_are_short() -> None:
             bench.finish(each, unit_ns=MICROSECOND)
     assert sizes[0] == 1
     assert all(1 < larger / smaller <= GROWTH for smaller, larger in pairwise(sizes[:4]))
-    assert sizes[-1] == TARGET // MICROSECOND
-    slow = bench.job(2, 100)
-    slow.unit_ns, slow.grown = TARGET + 1, MAX_UNITS
+    assert sizes[-1] == target // MICROSECOND
+    slow = bench.job(2, 100, visible=visible)
+    slow.unit_ns, slow.grown = target + 1, MAX_UNITS
     bench.scheduler.backlog.remove(bench.scheduler.jobs[1])
     assert {packet.count for packet in bench.send()} == {1}
 
@@ -119,7 +120,7 @@ def test_a_slot_is_as_deep_as_time_says() -> None:
 def test_a_slot_holds_no_more_than_its_credit() -> None:
     """However short the packets, a slot's channel is never given more than it takes."""
     bench = Bench(1, credit=3)
-    bench.job(1, 1000, unit_ns=TARGET)
+    bench.job(1, 1000, unit_ns=TARGET_ALONE)
     assert len(bench.send()) == 3
 
 
@@ -140,7 +141,7 @@ def test_an_unknown_job_is_tried_first() -> None:
 def test_what_comes_back_goes_first_and_in_order() -> None:
     """Recalled units are handed out again before new ones, lowest first, in packets as long as others."""
     bench = Bench(1)
-    job = bench.job(1, 1000, unit_ns=TARGET // 4)
+    job = bench.job(1, 1000, unit_ns=TARGET_ALONE // 4)
     job.grown = 4
     head, *queued = bench.send()
     for packet in reversed(queued):
@@ -192,7 +193,7 @@ def test_a_new_worker_is_relieved_while_it_starts() -> None:
 
 def late_packet(bench: Bench, units: int = 4) -> Packet:
     """Send a packet of some units and let it become late."""
-    job = bench.job(1, 1000, closed=False, unit_ns=TARGET // units)
+    job = bench.job(1, 1000, closed=False, unit_ns=TARGET_ALONE // units)
     job.grown = units
     head = bench.send()[0]
     bench.now = head.look_at
@@ -202,7 +203,7 @@ def late_packet(bench: Bench, units: int = 4) -> Packet:
 def test_the_tail_of_a_late_packet_is_cut_for_an_idle_slot() -> None:
     """A packet that takes longer than thought is looked at; its tail goes to a slot that idles."""
     bench = Bench(2)
-    job = bench.job(1, 4, unit_ns=TARGET // 4)
+    job = bench.job(1, 4, unit_ns=TARGET_ALONE // 4)
     job.grown = MAX_UNITS
     head = bench.assign(bench.scheduler.choose()._replace(limit=4))  # type: ignore[union-attr]
     assert bench.scheduler.look_at == head.look_at

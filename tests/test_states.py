@@ -23,6 +23,7 @@ from pairpool._states import (
     SlotEvent,
     SlotState,
 )
+from simulated import SimulatedPool
 from simulation import Simulation
 
 pytestmark = pytest.mark.once
@@ -87,6 +88,13 @@ def test_every_move_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_scheduler, "PACKET_TRANSITIONS", noting(PACKET_TRANSITIONS))
     for seed in range(400):
         Simulation(seed).run()
+    pool = SimulatedPool(2)
+    pool.digest()
+    for worker in pool.workers.values():
+        worker.step()
+    pool.digest()
+    pool.resize(1)  # when they have channels and are not up yet, which is rare
+    pool.digest()
     assert made == {(state, event) for table in TABLES.values() for state, moves in table.items() for event in moves}
 
 
