@@ -13,8 +13,6 @@ import pytest
 from pairpool import _framing, _framing_py
 from twins import needs_c
 
-pytestmark = pytest.mark.once
-
 ROOT = Path(__file__).parent.parent
 INPUTS = 20_000
 

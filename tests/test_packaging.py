@@ -18,8 +18,6 @@ import pytest
 import pairpool._framing_py
 from twins import TWINS, needs_c
 
-pytestmark = pytest.mark.once
-
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(pairpool._framing_py.__file__).parent
 

@@ -28,7 +28,7 @@ StartAtTerminal = Callable[..., subprocess.Popen[str]]
 twin = twins.twin  # the fixture
 
 PROGRAMS = Path(__file__).parent / "programs"
-ROUNDS = {"fork": 200, "forkserver": 50, "spawn": 10}  # as many pools as some two seconds allow
+ROUNDS = {"fork": 100, "forkserver": 25, "spawn": 5}  # as many pools as a second or two allow
 PATIENCE = 120  # seconds until a program that hangs is a failure
 
 
