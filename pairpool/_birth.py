@@ -154,12 +154,14 @@ class _StartedApart:
     """Mixed into a ``Popen`` of multiprocessing's: see the file's head. What is pickled is pickled where it is made."""
 
     pid: int
+    _deaf = False  # SIGINT is blocked in what is started
 
     def __init__(self, birth: Birth, process: _ZygoteProcess) -> None:
         self._pids = birth.pids
         self._error: BaseException | None = None
-        self._over = allocate_lock()
+        self._over = allocate_lock()  # released when all is done
         self._over.acquire()
+        self._ended = False  # all is done; an interrupt may strike when the lock has just been acquired
         super().__init__(process)  # type: ignore[call-arg]
 
     def _launch(self, process: _ZygoteProcess) -> None:
@@ -173,7 +175,7 @@ class _StartedApart:
             begun += starmap(start_new_thread, ((self._start, (pickled,)),))
             self._over.acquire()
         except BaseException:
-            if begun:
+            if begun and not self._ended:
                 self._over.acquire(timeout=_PATIENCE)  # then it is known who is to be ended
             raise
         if self._error is not None:
@@ -181,25 +183,24 @@ class _StartedApart:
 
     def _start(self, pickled: _Pickled) -> None:
         try:
-            self._prepare()
+            if self._deaf:
+                shut_out_interrupt()
             super()._launch(pickled)  # type: ignore[misc]
         except BaseException as error:
             self._error = error
         finally:
             self._pids += filter(None, (getattr(self, "pid", None),))
-            self.close()  # type: ignore[attr-defined]
-            self._over.release()
-
-    def _prepare(self) -> None:
-        """What has to be done first on that thread."""
+            try:
+                self.close()  # type: ignore[attr-defined]
+            finally:
+                self._ended = True
+                self._over.release()
 
 
 class _SpawnPopen(_StartedApart, popen_spawn_posix.Popen):
     """The interpreter that it starts hears nothing of a Ctrl-C before it can ignore it, and leaves no traceback."""
 
-    def _prepare(self) -> None:
-        resource_tracker.ensure_running()  # which lets SIGINT in again where it has to be started
-        shut_out_interrupt()
+    _deaf = True
 
 
 class _ForkServerPopen(_StartedApart, popen_forkserver.Popen): ...
@@ -211,7 +212,12 @@ _PATIENCE: Final = 5.0
 
 def _start_by_spawn(birth: Birth) -> None:
     process = _SpawnZygote(birth)
-    process.mask = blocked_signals()  # where it begins there is one more
+    process.mask = mask = blocked_signals()  # where it begins there is one more
+    try:
+        # Here, or a handler that strikes amid this, and makes a pool, would wait for its own thread.
+        resource_tracker.ensure_running()
+    finally:
+        let_in_signals(mask)  # it lets in some where it has to be started
     _SpawnPopen(birth, process)
 
 

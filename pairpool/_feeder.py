@@ -5,26 +5,18 @@ a thread that others depend on: the caller of `map` feeds his own job while he w
 has a feeder thread of its own. It keeps a little more ready than the slots can hold (`appetite`), so that an endless
 input is read only as fast as the pool works.
 
-Who waits for a result of `imap` feeds that job meanwhile, where the items are in a list: pulling them runs no code, and
-two threads that pickle and load in turns give each other the GIL for each item. He comes and goes, so the thread is
-there as well. It does nothing while he waits, and nobody is woken for each unit that is settled: a consumer is when
-half of what may be ready is, the thread when it is a quarter. What is under way then tells of its end, so that somebody
-looks again.
-
-Only one thread at a time feeds a job (`_feeding`). It leaves payloads one by one in `fresh`, before it pulls the next
-item, since that may block until the one before has been worked on. Whoever drains takes them; the feeder itself drains
-where slots idle (`Dispatcher.starving` is set before `fresh` is looked at for the last time, so none is left lying).
+Only one thread at a time feeds a job. It leaves payloads one by one in `fresh`, before it pulls the next item, since
+that may block until the one before has been worked on. Whoever drains takes them; the feeder itself drains where
+slots idle (`Dispatcher.starving` is set before `fresh` is looked at for the last time, so none is left lying).
 """
 
 from __future__ import annotations
 
 import threading
-from _thread import get_ident
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pairpool import errors
 from pairpool._bounds import size_of
 from pairpool._codec import Payload
 from pairpool._pacing import DEPTH, MAX_UNITS
@@ -37,7 +29,7 @@ if TYPE_CHECKING:
     from pairpool._jobs import BatchJob
 
 MUCH = 1 << 23  # bytes in slabs under way, beyond which a job keeps no more ready than its slots can soon begin
-FULL, HALF, QUARTER = 1, 2, 4  # marks: how much of what may be ready there is
+LOW = 4  # of what may be ready a quarter is little: each wake-up takes the GIL from somebody
 PORTION = 64  # items of a list pickled in one go: so that the pool begins before the last is pickled
 CLOSED = object()  # the last entry of `fresh`: there will be no more
 
@@ -75,12 +67,9 @@ class Feeder:
         self._items: Iterator[Any] | None = None
         self._refusal = refusal
         paced = consumer is not None and consumer.paced
-        self.is_list = type(items) in (list, tuple)  # nobody notices which thread pulls, nor does it block
         # Units; pulling an item of anything else may block.
-        self._portion = PORTION if self.is_list and not paced else 1
+        self._portion = PORTION if type(items) in (list, tuple) and not paced else 1
         self.threaded = False  # a thread of its own feeds, not a waiting caller
-        self._feeding = 0  # the thread that pulls and pickles
-        self._consumers = 0  # who wait for a result, and feed meanwhile
         self._units: list[Any] = []  # pulled, and not pickled yet
         self._exhausted = False
         self._fed = 0  # units
@@ -89,22 +78,20 @@ class Feeder:
         self._over = False
         self.job = job
         self.fresh: list[Any] = []  # payload, or what was raised instead of one, or CLOSED
-        self.signals: list[Settable] = []  # of who waits, and feeds meanwhile
-        self._signal = Signal()  # of the thread
+        self.signals: list[Settable] = []
 
     def hungry(self) -> bool:
         """Whether another unit may be made ready."""
-        return self._lacks(FULL)
+        return self._lacks(1)
+
+    def is_low(self) -> bool:
+        """Whether so little is left of what may be ready that whoever feeds is to be woken."""
+        return self._lacks(1 if self._paced else LOW)
 
     def _lacks(self, mark: int) -> bool:
-        """Whether another unit may be made ready, and what is ready or under way has sunk to a mark.
-
-        `mark`: the denominator of a part of what there may be; at `FULL` any unit less is enough.
-        """
+        """Whether another unit may be made ready, and no more is than a part of what may be (its denominator)."""
         if self._over or self.job.digesting:
             return False  # who digests asks again when he has
-        if self._paced:
-            mark = FULL  # who bounds it wants it read as far as that
         plan, slots = self.job.plan, max(1, len(self._dispatcher.scheduler.slots))
         if mark * (self._fed - plan.next) >= self._appetite(slots):
             return False
@@ -118,7 +105,7 @@ class Feeder:
         under_way = self._fed - plan.settled
         if under_way < 1:
             return True
-        most = 2 * slots - 1 if mark == FULL else slots
+        most = slots if mark > 1 else 2 * slots - 1
         return under_way <= most and weight // under_way * (under_way + 1) <= transit_limit()
 
     def _appetite(self, slots: int) -> int:
@@ -128,18 +115,14 @@ class Feeder:
         return 2 * slots * max(1, min(depth, MAX_UNITS))
 
     def nudge(self) -> None:
-        """Wakes who is to feed where there is something to do."""
-        if self._consumers:
-            if self.signals and self._lacks(HALF):
-                wake_all(self.signals)
-        elif self.threaded and self._lacks(QUARTER):
-            self._signal.set()
+        """Wakes who feeds where there is something to do, but not for each unit that is settled."""
+        if self.signals and self.is_low():
+            wake_all(self.signals)
 
     def end(self) -> None:
         """The job is over: no more is wanted."""
         self._over = True
         wake_all(self.signals)
-        self._signal.set()
 
     def feed(self) -> None:
         """Pulls and pickles. What is no Exception comes out, and so does what a signal handler raises."""
@@ -218,62 +201,25 @@ class Feeder:
         threading.Thread(target=self._run, name="pairpool-feeder", daemon=True).start()
 
     def _run(self) -> None:
+        signal = Signal()
+        self.signals.append(signal)
         while not self._over:
-            if self._consumers or not self._feed_until(self._has_consumers):
-                wake_all(self.signals)  # of a consumer who came while this thread was at it
-                self._signal.wait()
-
-    def _has_consumers(self) -> bool:
-        return self._consumers > 0
+            if not self.hungry():
+                signal.wait()
+                continue
+            try:
+                self.feed()
+            except BaseException as error:
+                # The iterable or a reducer raised what is no Exception (SystemExit, say): the job ends with it.
+                self._leave([error, CLOSED])
 
     def feed_while_waiting(self, ready: Callable[[], bool], signals: list[Settable]) -> None:
         """Feeds on this thread, in between waiting for `ready()`."""
-        self._consumers += 1
-        try:
-            self._feed_while_waiting(ready, signals)
-        finally:
-            self._consumers -= 1
-            self.nudge()  # the thread, from now on
-
-    def _feed_while_waiting(self, ready: Callable[[], bool], signals: list[Settable]) -> None:
-        # In a function of its own: see _pump.py.
-        both = _Both(signals, self.signals)
         while not ready():
-            if self._feeding == get_ident():
-                self._wait_in_vain(ready, signals)
-            elif not self._feed_until(ready):
-                self._dispatcher.wait(lambda: ready() or (self._lacks(HALF) and not self._feeding), both)
-
-    def _wait_in_vain(self, ready: Callable[[], bool], signals: list[Settable]) -> None:
-        """A reducer, or a signal handler that strikes while something is pickled, waits for a result of this job."""
-        self._dispatcher.wait(lambda: ready() or self._fed <= self.job.plan.settled, signals)
-        if not ready():
-            raise errors.PairpoolError(
-                "no result can come of a job while its next item is being pickled, and none is under way: a signal "
-                "handler or reducer cannot wait for one there"
-            )
-
-    def _feed_until(self, ready: Callable[[], bool]) -> bool:
-        """Feeds until that, or until no more may be; False where there was nothing to do, or somebody is at it."""
-        me = get_ident()
-        if not self.hungry() or self._feeding:
-            return False
-        self._feeding = me  # no call since it was looked at, so nobody else has come in
-        try:
-            self._feed_on(ready)
-        except BaseException as error:
-            if came_from_handler(error):
-                raise
-            # The iterable or a reducer raised what is no Exception (SystemExit, say): the job ends with it.
-            self._leave([error, CLOSED])
-        finally:
-            self._feeding = 0
-        return True
-
-    def _feed_on(self, ready: Callable[[], bool]) -> None:
-        self.feed()
-        while self.hungry() and not ready():
-            self.feed()
+            if self.hungry():
+                self.feed()
+            else:
+                self._dispatcher.wait(lambda: ready() or self.is_low(), _Both(signals, self.signals))
 
 
 class _Both(list[Any]):

@@ -133,11 +133,7 @@ class IMapIterator(stdlib.IMapIterator, Generic[T]):  # type: ignore[type-arg]
                 raise failed
             if deadline.passed():
                 raise errors.TimeoutError from None
-            patience, feeder = deadline.remaining(), self.feeder
-            if feeder is not None and feeder.is_list and patience is None:
-                feeder.feed_while_waiting(self._has_news, self.signals)
-            else:
-                self._dispatcher.wait(self._has_news, self.signals, patience)
+            self._dispatcher.wait(self._has_news, self.signals, deadline.remaining())
             return
         statuses, *payloads = record.buffers
         decoded = None
