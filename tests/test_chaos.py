@@ -24,7 +24,7 @@ def test_every_item_is_accounted_for(make_pool: Any, start_method: str, face: st
     def make(*args: Any) -> Any:
         return make_pool(*args, start_method=start_method)
 
-    items, pause = (2000, 0.01) if start_method == "fork" else (1000, 0.1)
+    items, pause = (1000, 0.01) if start_method == "fork" else (500, 0.1)
     try:
         kills = chaos.run(make, face, items, SEED, pause, tmp_path / "begun")
     except Exception as error:

@@ -39,7 +39,7 @@ Played: TypeAlias = tuple[Any, list[Any], list[str]]
 Play: TypeAlias = Callable[[Scenario, Interruption], Played]
 
 # Points of a scenario that are struck one by one: a sample, or with this variable of the environment all of them.
-SAMPLE = None if os.environ.get("PAIRPOOL_ALL_INTERRUPTS") else 20
+SAMPLE = None if os.environ.get("PAIRPOOL_ALL_INTERRUPTS") else 12
 
 # -- Byte code ------------------------------------------------------------------------------------
 
