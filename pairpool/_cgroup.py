@@ -1,27 +1,40 @@
-"""What the cgroup (v2) of this process says: limits of processors and memory, and deaths for want of it."""
+"""What the cgroup (v2) of this process says: limits of processors and memory, and deaths for want of it.
+
+It is read in calls that a signal handler may strike. So this does without pathlib, which goes on in `except` clauses
+when it puts a path together for the first time: an interrupt there shows two errors.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+import os
 
-ROOT = Path("/sys/fs/cgroup")
-MEMBERSHIP = Path("/proc/self/cgroup")
+ROOT = "/sys/fs/cgroup"
+MEMBERSHIP = "/proc/self/cgroup"
 
 
-def folders() -> Iterator[Path]:
+def read(path: str) -> bytes:
+    """What is in a file. Raises OSError."""
+    with open(path, "rb", 0) as file:
+        content: bytes = file.read()
+    return content
+
+
+def folders() -> list[str]:
     """The folders of this process's cgroup and of those that it lies in, up to the root; none where there is no v2."""
+    # No generator: what is raised where one is closed that nobody wants any more, Python only prints.
+    found: list[str] = []
     try:
-        lines = MEMBERSHIP.read_text().splitlines()
+        lines = os.fsdecode(read(MEMBERSHIP)).splitlines()
     except OSError:
-        return
+        return found
     for line in lines:
         if line.startswith("0::"):
-            folder = Path(f"{ROOT}{line[3:]}")
-            yield folder
-            while folder not in (ROOT, folder.parent):
-                folder = folder.parent
-                yield folder
+            folder = (ROOT + line[3:]).rstrip("/")
+            found.append(folder)
+            while folder not in (ROOT, ""):
+                folder = folder.rpartition("/")[0]
+                found.append(folder)
+    return found
 
 
 def memory_limit() -> int | None:
@@ -29,7 +42,7 @@ def memory_limit() -> int | None:
     limits = []
     for folder in folders():
         try:
-            limits.append(int((folder / "memory.max").read_text()))
+            limits.append(int(read(f"{folder}/memory.max")))
         except (OSError, ValueError):
             pass  # no such file at the root, or "max": no limit at this level
     return min(limits, default=None)
@@ -42,8 +55,8 @@ def oom_kills() -> int | None:
     """
     for folder in folders():
         try:
-            events = dict(line.split() for line in (folder / "memory.events").read_text().splitlines())
-            return int(events["oom_kill"])
+            events = dict(line.split() for line in read(f"{folder}/memory.events").splitlines())
+            return int(events[b"oom_kill"])
         except (OSError, ValueError, KeyError):
             return None
     return None

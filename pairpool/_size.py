@@ -37,7 +37,7 @@ def _quota() -> int | None:
     least: float | None = None
     for folder in _cgroup.folders():
         try:
-            quota, period = (folder / "cpu.max").read_text().split()
+            quota, period = _cgroup.read(f"{folder}/cpu.max").split()
             cpus = int(quota) / int(period)
             least = cpus if least is None else min(least, cpus)
         except (OSError, ValueError, ZeroDivisionError):

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -13,8 +16,8 @@ HERE = "0::/user/job\n"
 @pytest.fixture
 def cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Lie in a cgroup of which there are only folders yet; return its root."""
-    monkeypatch.setattr(_cgroup, "ROOT", tmp_path / "cgroup")
-    monkeypatch.setattr(_cgroup, "MEMBERSHIP", tmp_path / "self")
+    monkeypatch.setattr(_cgroup, "ROOT", str(tmp_path / "cgroup"))
+    monkeypatch.setattr(_cgroup, "MEMBERSHIP", str(tmp_path / "self"))
     (tmp_path / "self").write_text(HERE)
     (tmp_path / "cgroup" / "user" / "job").mkdir(parents=True)
     return tmp_path / "cgroup"
@@ -46,9 +49,9 @@ def test_odd_files_are_no_limit(cgroup: Path, limit: str) -> None:
 
 def test_a_process_outside_of_cgroups_has_no_quota(cgroup: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first version of cgroups, or none at all, gives no quota, and counts no deaths."""
-    _cgroup.MEMBERSHIP.write_text("4:cpu:/user\n")
+    Path(_cgroup.MEMBERSHIP).write_text("4:cpu:/user\n")
     assert (_size._quota(), _cgroup.oom_kills()) == (None, None)
-    monkeypatch.setattr(_cgroup, "MEMBERSHIP", cgroup / "missing")
+    monkeypatch.setattr(_cgroup, "MEMBERSHIP", str(cgroup / "missing"))
     assert (_size._quota(), _cgroup.oom_kills()) == (None, None)
 
 
@@ -82,3 +85,36 @@ def test_a_number_of_workers_that_is_none_is_refused_in_words(monkeypatch: pytes
     monkeypatch.setenv("PAIRPOOL_WORKERS", "all")
     with pytest.raises(ValueError, match="PAIRPOOL_WORKERS must be a number of workers, not 'all'"):
         _size.default_size()
+
+
+class StruckError(Exception):
+    """Is raised by a handler."""
+
+
+def strike(action: Callable[[], object], number: int) -> BaseException | None:
+    """Do something, with an exception raised at the entry of one function; return that where it came out."""
+    entries = count()
+
+    def enter(*_: object) -> None:
+        if next(entries) == number:
+            raise StruckError
+
+    before = sys.gettrace()
+    sys.settrace(enter)
+    try:
+        action()
+    except StruckError as error:
+        return error
+    finally:
+        sys.settrace(before)
+    return None
+
+
+@pytest.mark.parametrize("action", [_size.default_size, _size.transit_limit.__wrapped__, _cgroup.oom_kills])
+def test_an_interrupt_shows_no_other_error(action: Callable[[], object]) -> None:
+    """Wherever it strikes, also in the library's code, it does not come while something else is handled."""
+    number = 0
+    while (error := strike(action, number)) is not None:
+        assert error.__context__ is None
+        number += 1
+    assert number > 3
