@@ -278,6 +278,8 @@ class Dispatcher(Exchange):
         """Waits until workers and threads have ended."""
         self.joining = True
         self.drain()
+        for feeder in [*self.feeders.values()]:
+            feeder.hand_over()
         self.wait(lambda: self.shutting and self.engine.is_shut, self.signals)
         self._callback_signal.set()
         if threading.current_thread() is not self._callback_thread:

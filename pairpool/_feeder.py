@@ -13,10 +13,12 @@ slots idle (`Dispatcher.starving` is set before `fresh` is looked at for the las
 from __future__ import annotations
 
 import threading
+from _thread import get_ident
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pairpool import errors
 from pairpool._bounds import size_of
 from pairpool._codec import Payload
 from pairpool._pacing import DEPTH, MAX_UNITS
@@ -70,6 +72,8 @@ class Feeder:
         # Units; pulling an item of anything else may block.
         self._portion = PORTION if type(items) in (list, tuple) and not paced else 1
         self.threaded = False  # a thread of its own feeds, not a waiting caller
+        self._caller = 0  # the thread of that caller
+        self._feeding = False  # he pulls and pickles
         self._units: list[Any] = []  # pulled, and not pickled yet
         self._exhausted = False
         self._fed = 0  # units
@@ -215,11 +219,35 @@ class Feeder:
 
     def feed_while_waiting(self, ready: Callable[[], bool], signals: list[Settable]) -> None:
         """Feeds on this thread, in between waiting for `ready()`."""
+        self._caller = get_ident()
         while not ready():
-            if self.hungry():
-                self.feed()
+            if self.threaded:  # it was handed over
+                self._dispatcher.wait(ready, signals)
+            elif self.hungry():
+                self._feed_here()
             else:
                 self._dispatcher.wait(lambda: ready() or self.is_low(), _Both(signals, self.signals))
+
+    def _feed_here(self) -> None:
+        self._feeding = True
+        try:
+            self.feed()
+        finally:
+            self._feeding = False
+
+    def hand_over(self) -> None:
+        """Has another thread feed from now on, if it is this one: then a signal handler waits here for the job's end.
+
+        Raises PairpoolError where it has struck while items are pulled and pickled: nobody else can go on with that.
+        """
+        if self.threaded or self._caller != get_ident():
+            return
+        if self._feeding:
+            raise errors.PairpoolError(
+                "a signal handler cannot wait for the end of a map whose items are just being pickled by the call that "
+                "it interrupts; it may close and terminate the pool, and must leave the waiting to others"
+            )
+        self.start_thread()
 
 
 class _Both(list[Any]):

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
@@ -103,24 +103,43 @@ def strike_first(pid: int, number: int) -> int:
     return number
 
 
-@pytest.mark.parametrize("source", [list, iter])
-def test_a_pool_may_be_joined_by_a_handler_that_strikes_its_consumer(
-    make_pool: MakePool, source: Callable[..., Any]
-) -> None:
-    """As by one of SIGTERM that lets a program end in order: the rest is fed, though the consumer is held up.
-
-    Where it strikes in the pool's midst it is told that it cannot wait there.
-    """
-    pool = make_pool(2)
+@pytest.fixture
+def joining() -> Iterator[list[Any]]:
+    """Have a handler close and join the pool that is put there; in the pool's midst it is told that it cannot."""
+    pools: list[Any] = []
 
     def join(*_: object) -> None:
-        pool.close()
+        pools[0].close()
         with contextlib.suppress(pairpool.PairpoolError):
-            pool.join()
+            pools[0].join()
 
     before = signal.signal(signal.SIGUSR1, join)
-    try:
-        items = [Item(number, int) for number in range(500)]
-        assert list(pool.imap(partial(strike_first, os.getpid()), source(items))) == list(range(500))
-    finally:
-        signal.signal(signal.SIGUSR1, before)
+    yield pools
+    signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("source", [list, iter])
+@pytest.mark.parametrize("face", [*FACES, "map"])
+def test_a_handler_that_strikes_who_waits_may_join_the_pool(
+    make_pool: MakePool, joining: list[Any], face: str, source: Callable[..., Any]
+) -> None:
+    """As one of SIGTERM that lets a program end in order: the rest is fed, though who waits is held up."""
+    joining.append(make_pool(2))
+    items = [Item(number, int) for number in range(500)]
+    results = getattr(joining[0], face)(partial(strike_first, os.getpid()), source(items))
+    assert sorted(results) == list(range(500))
+
+
+def test_a_handler_that_strikes_who_pickles_cannot_join_the_pool(make_pool: MakePool) -> None:
+    """Of a map: nobody else can go on with that, so it is told."""
+    pool = make_pool(2)
+    told: list[pairpool.PairpoolError] = []
+
+    def join() -> None:
+        pool.close()
+        with pytest.raises(pairpool.PairpoolError, match="whose items are just being pickled") as error:
+            pool.join()
+        told.append(error.value)
+
+    assert pool.map(identity, [Item(0, int), Item(1, join), Item(2, int)], 1) == [0, 1, 2]
+    assert len(told) == 1
