@@ -7,15 +7,19 @@ when it puts a path together for the first time: an interrupt there shows two er
 from __future__ import annotations
 
 import os
+import select
 
+LARGEST = 1 << 16  # bytes of such a file
 ROOT = "/sys/fs/cgroup"
 MEMBERSHIP = "/proc/self/cgroup"
 
 
 def read(path: str) -> bytes:
-    """What is in a file. Raises OSError."""
-    with open(path, "rb", 0) as file:
-        content: bytes = file.read()
+    """What is in a small file. Raises OSError."""
+    # Opened and owned in one step, by what closes without a word when an interrupt leaves it to be collected.
+    (file,) = map(select.epoll.fromfd, map(os.open, (path,), (os.O_RDONLY,)))
+    content = os.read(file.fileno(), LARGEST)
+    file.close()
     return content
 
 
