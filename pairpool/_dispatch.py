@@ -217,8 +217,9 @@ class Dispatcher(Exchange):
 
     @property
     def digesting_here(self) -> bool:
-        """Whether its own thread has the lock: then what calls is a signal handler or finalizer that struck there."""
-        return self._holder == get_ident()
+        """Whether its own thread has a lock: then what calls is a signal handler or finalizer that struck there."""
+        processes = self.engine.processes
+        return self._holder == get_ident() or (processes is not None and processes.receives_here)
 
     def wait(self, ready: Callable[[], bool], watched: list[Settable], timeout: float | None = None) -> bool:
         """Blocks until `ready()`, or for `timeout` seconds; returns `ready()`.

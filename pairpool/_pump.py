@@ -156,6 +156,12 @@ class Pump:
         """Whose channel has that number."""
         return self._by_descriptor.get(descriptor)
 
+    @property
+    def receives_here(self) -> bool:
+        """Whether this thread has `receiving`: a handler that waits for workers to end would wait for who wants it."""
+        owned: bool = self.receiving._is_owned()  # type: ignore[attr-defined]
+        return owned
+
     def receive(self) -> None:
         """Receives what has come, or some of it."""
         events = self._handlers.events

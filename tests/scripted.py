@@ -258,6 +258,11 @@ class ScriptedEngine:
         if slot in self.by_slot:
             self.by_slot[slot].stopping = True
 
+    @property
+    def receives_here(self) -> bool:
+        """Nobody is interrupted as he receives."""
+        return False
+
     def mark(self, slot: int) -> tuple[int, int, int] | None:
         """What a worker is at."""
         return self.marks.get(slot)

@@ -17,6 +17,7 @@ import pytest
 
 import pairpool
 from large import LARGE
+from pairpool import _framing
 from receiving import PATIENCE
 from tasks import identity
 
@@ -128,6 +129,36 @@ def test_a_handler_that_strikes_who_waits_may_join_the_pool(
     items = [Item(number, int) for number in range(500)]
     results = getattr(joining[0], face)(partial(strike_first, os.getpid()), source(items))
     assert sorted(results) == list(range(500))
+
+
+@pytest.mark.parametrize("end", ["terminate", "join"])
+def test_a_handler_that_strikes_who_receives_ends_the_pool(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """The end of a worker waits for what it said to be received, so the handler does not wait for that end."""
+    pool = make_pool(2)
+    strikes = iter([None])
+    receive = _framing.receive
+
+    def receive_and_be_struck(*args: Any) -> int:
+        received = receive(*args)
+        if received and threading.current_thread() is threading.main_thread():
+            for _ in strikes:
+                pool.close() if end == "join" else pool.terminate()
+                if end == "join":
+                    with pytest.raises(pairpool.PairpoolError, match="in whose midst it strikes"):
+                        pool.join()
+        return received
+
+    monkeypatch.setattr(_framing, "receive", receive_and_be_struck)
+    results = pool.map_async(identity, [Item(number, int) for number in range(500)])
+    if end == "join":
+        assert results.get(PATIENCE) == list(range(500))
+    else:
+        with pytest.raises(pairpool.PoolTerminatedError):
+            results.get(PATIENCE)
+    pool.join()
+    assert next(strikes, None) is None
 
 
 def test_a_handler_that_strikes_who_pickles_cannot_join_the_pool(make_pool: MakePool) -> None:

@@ -43,6 +43,11 @@ class Watched:
         self.at: tuple[int, int, int] | None = None
         self.done: list[str] = []
 
+    @property
+    def receives_here(self) -> bool:
+        """Nobody is interrupted as he receives."""
+        return False
+
     def mark(self, _: int) -> tuple[int, int, int] | None:
         """What it is at."""
         return self.at

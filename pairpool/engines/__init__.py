@@ -143,6 +143,10 @@ class WorkerPlan:
 class Processes(Protocol):
     """What an engine offers beyond the rest where its slots are processes: to be heard at once, watched and killed."""
 
+    @property
+    def receives_here(self) -> bool:
+        """Whether the calling thread was interrupted as it receives: workers may have to wait with their end for it."""
+
     def exchange(self, slot: int, packet: int, entry: Any, heard: deque[Event]) -> Outcomes | None:
         """Sends this packet, and looks for its outcomes for as long as it is not worth to sleep.
 

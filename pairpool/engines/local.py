@@ -252,6 +252,10 @@ class LocalEngine:
 
     # -- any thread -------------------------------------------------------------------------------------------
 
+    @property
+    def receives_here(self) -> bool:
+        return self._pump.receives_here
+
     def work(self) -> bool:
         return False
 
