@@ -216,8 +216,11 @@ class Dispatcher(Exchange):
     # -- waiting (lock not held) -----------------------------------------------------------------------------
 
     @property
-    def digesting_here(self) -> bool:
-        """Whether its own thread has a lock: then what calls is a signal handler or finalizer that struck there."""
+    def struck_here(self) -> bool:
+        """Whether the calling thread is in the pool's midst: a signal handler or finalizer struck it there.
+
+        It digests, or receives; nothing that takes either can happen before the handler returns.
+        """
         processes = self.engine.processes
         return self._holder == get_ident() or (processes is not None and processes.receives_here)
 
@@ -229,7 +232,7 @@ class Dispatcher(Exchange):
         if ready():
             return True
         self.check_usable()
-        if self.digesting_here:
+        if self.struck_here:
             raise errors.PairpoolError(
                 "a signal handler or finalizer cannot wait for a pool in whose midst it strikes: nothing can happen "
                 "there until it returns; it may submit, close and terminate, and must leave the waiting to others"

@@ -8,6 +8,9 @@ input is read only as fast as the pool works.
 Only one thread at a time feeds a job. It leaves payloads one by one in `fresh`, before it pulls the next item, since
 that may block until the one before has been worked on. Whoever drains takes them; the feeder itself drains where
 slots idle (`Dispatcher.starving` is set before `fresh` is looked at for the last time, so none is left lying).
+
+Who feeds is woken when a quarter is left of what may be ready. A caller who feeds, and is interrupted by a signal
+handler that joins the pool, is relieved by a thread (`hand_over`).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pairpool._states import Job, Slot, SlotState
 
-# ns a packet should take to run: long against what it costs (70 us of the caller's processor where that is not warm),
+# ns a packet should take to run: long against what it costs (60 us of the caller's processor where that is not warm),
 # short against a wait. Where nobody waits for a single result it may be longer: its tail can be taken back.
 TARGET_ALONE = 1_000_000
 TARGET_TOGETHER = 4_000_000

@@ -227,7 +227,7 @@ class Pool(Tasks, stdlib.Pool):  # type: ignore[misc]
         self._finalizer.cancel()
         if not dispatcher.forked:
             dispatcher.drain()
-            if not dispatcher.digesting_here:
+            if not dispatcher.struck_here:
                 dispatcher.join()
 
     def join(self) -> None:

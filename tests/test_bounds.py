@@ -120,7 +120,7 @@ def test_room_is_made_by_the_last_of_a_chunk(make_pool: MakePool, monkeypatch: p
     def nudge_and_wait(feeder: Feeder) -> None:
         nudge(feeder)
         deadline = time.monotonic() + PATIENCE
-        while threading.current_thread() is consumer and not pool._dispatcher.digesting_here and feeder.hungry():
+        while threading.current_thread() is consumer and not pool._dispatcher.struck_here and feeder.hungry():
             assert time.monotonic() < deadline
             time.sleep(0)
 

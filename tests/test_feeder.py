@@ -174,3 +174,11 @@ def test_a_handler_that_strikes_who_pickles_cannot_join_the_pool(make_pool: Make
 
     assert pool.map(identity, [Item(0, int), Item(1, join), Item(2, int)], 1) == [0, 1, 2]
     assert len(told) == 1
+
+
+def test_a_handler_that_strikes_who_pickles_may_terminate_the_pool(make_pool: MakePool) -> None:
+    """Nobody need go on with that."""
+    pool = make_pool(2)
+    with pytest.raises(pairpool.PoolTerminatedError):
+        pool.map(identity, [Item(0, int), Item(1, pool.terminate), Item(2, int)], 1)
+    pool.join()
