@@ -22,6 +22,8 @@ RESULTS ?= benchmarks/results
 SIDE_BY_SIDE_MAKE = $(MAKE) --no-print-directory --jobs=2 --output-sync=target SIDE_BY_SIDE=1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
+# The tests start thousands of processes: without bytecode each would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 ifndef SIDE_BY_SIDE

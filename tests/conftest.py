@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import multiprocessing
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -27,6 +28,12 @@ _failed = pytest.StashKey[bool]()
 # Blocks of 32 KiB and more are given back to the system when they are freed, as at first; or else no test could tell
 # what it takes, or may take, for it had what others have left to the allocator (mallopt(3), M_MMAP_THRESHOLD).
 ctypes.CDLL(None).mallopt(-3, 32 * 1024)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is there before the first test out of later collections: looking through it takes 0.1 s each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -62,7 +62,8 @@ def main():
                 pool.map(abs, range(9))
             print("ready", flush=True)
     with get_context(method).Pool(2) as pool:
-        pool.map(abs, range(9))
+        # While it is pickled by value the library handles errors: what strikes there has their tracebacks before its.
+        pool.apply(nap, (0,))
         print("ready", flush=True)
         WAYS[way](pool)
 
