@@ -19,7 +19,7 @@ CORE_TESTS := tests/test_cpython_pool.py tests/test_compat_construction.py tests
 PYTEST_OPTIONS ?= -q
 BENCH_OPTIONS ?=
 RESULTS ?= benchmarks/results
-SIDE_BY_SIDE_MAKE = $(MAKE) --no-print-directory --jobs=2 --output-sync=target SIDE_BY_SIDE=1
+SIDE_BY_SIDE_MAKE = $(MAKE) --no-print-directory --jobs=3 --output-sync=target SIDE_BY_SIDE=1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 # The tests start thousands of processes: without bytecode each would compile all that it imports.
