@@ -20,6 +20,7 @@ from pairpool._body import Body, are_bytes, fitting, pack_body, riding, table, t
 from pairpool._bounds import Pending, size_of
 from pairpool._codec import Definition, DefinitionKind, Need, Payload, Shared
 from pairpool._descriptors import NONE_OWNED
+from pairpool._pacing import MAX_UNITS
 from pairpool._packet import TASKS_HEAD, Flag, Mode, Status
 from pairpool._record import Record
 from pairpool._refusals import fall_back_definitions, fallen_back
@@ -270,7 +271,8 @@ class BatchJob:
 
         `unit`: items a unit; `chunk`: items a chunk where units are single items, 1 = an error is only its own item's.
         """
-        self.plan = _states.Job(next(_idents), visible=visible)
+        unit_ns = definition.item_ns * unit
+        self.plan = _states.Job(next(_idents), visible=visible, unit_ns=unit_ns, grown=MAX_UNITS if unit_ns else 1)
         self.ident = self.plan.ident
         self.definition = definition
         self.sink = sink
@@ -428,6 +430,7 @@ class BatchJob:
         return payload.weight if isinstance(payload, Payload) else 0
 
     def close(self) -> None:
-        """Drops whatever has not been sent."""
+        """Drops whatever has not been sent, and keeps in mind what an item takes."""
+        self.definition.item_ns = self.plan.unit_ns // self.unit or self.definition.item_ns
         self.prepared.clear()
         self._definitions, self.definition = [], NO_DEFINITION  # workers may forget them, though results hold the job

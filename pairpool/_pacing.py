@@ -31,7 +31,10 @@ def units_at_once(job: Job, slots: int) -> int:
     if not job.unit_ns:
         return 1
     fair_share = job.waiting // (slots << job.closed)
-    return max(1, min(job.grown, target(job) // job.unit_ns, max(fair_share, SHORTEST // job.unit_ns)))
+    shortest = SHORTEST // job.unit_ns
+    if not job.settled:  # the estimate is that of an earlier job: all slots begin, in case that it is wrong
+        shortest = min(shortest, -(-job.ready // slots))
+    return max(1, min(job.grown, target(job) // job.unit_ns, max(fair_share, shortest)))
 
 
 def load(job: Job, units: int) -> int:

@@ -54,6 +54,7 @@ class Definition:
     kind: DefinitionKind
     payload: Payload
     name: str = ""  # for people
+    item_ns: int = 0  # what an item took in the latest job of it; 0: nobody knows
 
 
 def says_enough(large: Large) -> bool:

@@ -23,6 +23,8 @@ from pairpool._codec import Definition, DefinitionKind, Encoder, Payload
 from pairpool._feeder import CLOSED, Feeder
 from pairpool._future import Future
 from pairpool._iterators import IMapIterator, IMapUnorderedIterator
+from pairpool._jobs import BatchJob
+from pairpool._pacing import MAX_UNITS
 from pairpool._states import SlotState
 from pairpool._waiting import Signal
 from scenarios import Stage, outcome
@@ -129,6 +131,25 @@ def test_no_interrupt_strikes_where_a_definition_is_dropped(stage: Stage) -> Non
     interruption.watch(definitions.clear)
     assert interruption.passed == []
     assert [reference.key for reference in dispatcher.delivered.gone] == [1 << 60]
+
+
+def test_what_an_item_took_is_known_to_the_next_job_of_its_function(stage: Stage) -> None:
+    """So it need not find out again how many go into a packet."""
+    definition = Definition(1 << 60, DefinitionKind.BY_VALUE, Payload(b""))
+
+    def make(unit: int) -> BatchJob:
+        sink: Any = None
+        return BatchJob(
+            stage.dispatcher.encoder, definition, sink, items=[], unit=unit, chunk=1, star=False, visible=True
+        )
+
+    first, never_ran = make(5), make(5)
+    assert (first.plan.unit_ns, first.plan.grown) == (0, 1)
+    first.plan.unit_ns = 5000
+    first.close()
+    never_ran.close()
+    following = make(3)
+    assert (following.plan.unit_ns, following.plan.grown) == (3000, MAX_UNITS)
 
 
 # -- Waiting ---------------------------------------------------------------------------------------

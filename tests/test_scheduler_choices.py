@@ -104,9 +104,21 @@ def test_the_last_units_are_shared_out() -> None:
     sent = bench.send()
     assert {packet.slot.ident for packet in sent} == {0, 1, 2, 3}
     assert max(packet.count for packet in sent) <= 64 // 4
-    tiny = bench.job(2, 10, unit_ns=SHORTEST // 10)
+    tiny = bench.job(2, 1, closed=False, unit_ns=SHORTEST // 10)
     tiny.grown = MAX_UNITS
+    (first,) = bench.send()
+    bench.finish(first, unit_ns=SHORTEST // 10)
+    bench.scheduler.backlog.feed(tiny, 11, closed=True)
     assert [packet.count for packet in bench.send()] == [10]
+
+
+def test_what_is_known_of_an_earlier_job_leaves_no_slot_without_units() -> None:
+    """A job that is expected to be tiny is shared out, however short that makes its packets."""
+    bench = Bench(4)
+    tiny = bench.job(1, 10, unit_ns=SHORTEST // 10)
+    tiny.grown = MAX_UNITS
+    assert [packet.count for packet in bench.send()] == [3, 3, 3, 1]
+    assert {slot.load for slot in bench.slots} == {3 * SHORTEST // 10, SHORTEST // 10}
 
 
 def test_a_slot_is_as_deep_as_time_says() -> None:
