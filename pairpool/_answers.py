@@ -38,8 +38,13 @@ class Answers(Core):
             del events[0]
             return
         shared = mode == OutcomeMode.SHARED and (packet.job.visible or offset < packet.done)
-        if offset > packet.done or offset + count > packet.count or shared or (again and not packet.retries):
+        skips = offset > packet.done and mode != OutcomeMode.COMMITTED
+        if skips or offset + count > packet.count or shared or (again and not packet.retries):
             self._condemn(slot)
+            return
+        if offset > packet.done:
+            # Read from an outbox that was full: what lay there before is in a message that was not received yet.
+            del events[0]
             return
         record = Record(packet.first + offset, count, mode, buffers)
         if offset < packet.done:

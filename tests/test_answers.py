@@ -13,7 +13,7 @@ from pairpool._codec import Definition, DefinitionKind
 from pairpool._core import RETRY, SHORTAGE
 from pairpool._dispatch import BatchJob
 from pairpool._iterators import IMapIterator
-from pairpool._packet import OutcomeMode, Status
+from pairpool._packet import COMMITTED_HEAD, OutcomeMode, Status
 from pairpool._states import Packet
 from pairpool.engines import Outcomes
 from pairpool.results import MapResult
@@ -108,6 +108,19 @@ def test_a_shared_payload_that_comes_after_some_of_its_units_costs_the_worker(st
     stage.run()
     assert None not in outcome(result)
     assert len(outcome(result)) == 50
+
+
+def test_an_outbox_may_be_read_before_the_message_with_what_lay_there_first(stage: Stage) -> None:
+    """A worker whose outbox is full sends what is in it and goes on: what is read there then is not a lie."""
+    iterator = stage.batch(IMapIterator(stage.dispatcher, None), range(1, 100, 2))
+    worker, packet = queued_packet(stage)
+    record = COMMITTED_HEAD.pack(4, Status.OK) + b"late"
+    read = Outcomes(worker.slot, packet.ident, OutcomeMode.COMMITTED, 1, 1, 0, [record])
+    stage.post(stage.dispatcher.on_outcomes, read)
+    assert worker in stage.workers
+    assert packet.done == 0
+    stage.run()
+    assert list(iterator) == [2 * item for item in range(1, 100, 2)]
 
 
 # -- Other answers ---------------------------------------------------------------------------------
