@@ -7,7 +7,8 @@ when it puts a path together for the first time: an interrupt there shows two er
 from __future__ import annotations
 
 import os
-import select
+
+from pairpool._descriptors import Owner
 
 LARGEST = 1 << 16  # bytes of such a file
 ROOT = "/sys/fs/cgroup"
@@ -17,7 +18,7 @@ MEMBERSHIP = "/proc/self/cgroup"
 def read(path: str) -> bytes:
     """What is in a small file. Raises OSError."""
     # Opened and owned in one step, by what closes without a word when an interrupt leaves it to be collected.
-    (file,) = map(select.epoll.fromfd, map(os.open, (path,), (os.O_RDONLY,)))
+    (file,) = map(Owner.fromfd, map(os.open, (path,), (os.O_RDONLY,)))
     content = os.read(file.fileno(), LARGEST)
     file.close()
     return content

@@ -431,6 +431,7 @@ class BatchJob:
 
     def close(self) -> None:
         """Drops whatever has not been sent, and keeps in mind what an item takes."""
-        self.definition.item_ns = self.plan.unit_ns // self.unit or self.definition.item_ns
+        if self.definition is not NO_DEFINITION:
+            self.definition.item_ns = self.plan.unit_ns // self.unit or self.definition.item_ns
         self.prepared.clear()
         self._definitions, self.definition = [], NO_DEFINITION  # workers may forget them, though results hold the job

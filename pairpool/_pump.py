@@ -159,6 +159,7 @@ class Pump:
     @property
     def receives_here(self) -> bool:
         """Whether this thread has `receiving`: a handler that waits for workers to end would wait for who wants it."""
+        # Not public, but what threading.Condition asks; a note of our own could not be set in one step with the lock.
         owned: bool = self.receiving._is_owned()  # type: ignore[attr-defined]
         return owned
 

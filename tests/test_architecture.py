@@ -39,8 +39,8 @@ class Storey:
 # From the ground up.
 STOREYS = {
     "errors": Storey("errors _strikes"),
-    "words": Storey("_packet _states _waiting _size _cgroup"),
     "descriptors": Storey("_descriptors _deadman", "errors"),
+    "words": Storey("_packet _states _waiting _size _cgroup", "descriptors"),
     "framing": Storey("_framing _framing_py _framing_c", "errors", doors="_framing"),
     "transport": Storey("_channel _page _outbox _slab", "errors words descriptors framing"),
     "pickling": Storey(

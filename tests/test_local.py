@@ -25,7 +25,7 @@ from forks import open_descriptors
 from holdings import Holdings, remains
 from interruptions import Interrupted
 from liars import LIES, lie, lie_of_a_map, lie_once, worker_here
-from pairpool import _channel, _core, _framing
+from pairpool import _channel, _core, _framing, _pacing
 from pairpool._codec import Definition, DefinitionKind, Encoder, Payload
 from pairpool._descriptors import OwnedDescriptors
 from pairpool._handle import WorkerHandle
@@ -281,6 +281,30 @@ def test_a_worker_waits_where_the_kernel_pushes_back(monkeypatch: pytest.MonkeyP
         os.close(descriptors[0])
         worker._slabs.trim()
     assert len(rests) == 2
+
+
+# -- Workers whose outbox is full -------------------------------------------------------------------
+
+
+def return_much(line: Line, number: int) -> bytes:
+    """Return so much that an outbox has room for some thirty of them, but wait at one of the numbers."""
+    if number == 50:
+        line.await_told()
+    return bytes([number]) * 4096
+
+
+def test_results_before_one_that_hangs_come_though_the_outbox_was_full(
+    make_pool: MakePool, make_line: Callable[[], Line], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some by message, and the rest are read from the outbox that was begun anew."""
+    monkeypatch.setattr(_pacing, "units_at_once", lambda job, slots: 60)
+    line = make_line()
+    pool = make_pool(1)
+    expected = [bytes([number]) * 4096 for number in range(60)]
+    results = pool.imap(functools.partial(return_much, line), range(60))
+    assert [results.next(PATIENCE) for _ in range(50)] == expected[:50]
+    line.tell(b"x")
+    assert list(results) == expected[50:]
 
 
 # -- The zygote dies -------------------------------------------------------------------------------
