@@ -196,6 +196,9 @@ class _Parent:
     def on_refused(self, refusal: tuple[int, int, tuple[int, ...]]) -> None:
         self._note("refused", refusal)
 
+    def on_unreceived(self, told: tuple[int, int]) -> None:
+        self._note("unreceived", told)
+
     def on_up(self, slot: int) -> None:
         self._note("up", slot)
 

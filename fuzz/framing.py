@@ -161,7 +161,7 @@ def report(tally: Tally) -> None:
     accepted = sum(number for (_, what), number in tally.items() if what.startswith(ACCEPTED))
     print(f"{accepted:,} accepted, {tally.total() - accepted:,} refused")
     for target in TARGETS:
-        for (name, what), number in tally.most_common():
+        for (name, what), number in sorted(tally.items(), key=lambda entry: (-entry[1], entry[0])):
             if name == target.name:
                 print(f"{number:>12,}  {name}: {what}")
 

@@ -10,6 +10,7 @@ was interrupted.
 
 from __future__ import annotations
 
+import errno
 from functools import partial
 from multiprocessing import util
 from typing import Any
@@ -37,7 +38,7 @@ class Answers(Core):
         if packet is None or packet.slot.ident != slot or offset + count <= packet.done:
             del events[0]
             return
-        shared = mode == OutcomeMode.SHARED and (packet.job.visible or offset < packet.done)
+        shared = mode == OutcomeMode.SHARED and packet.job is self.calls.plan
         skips = offset > packet.done and mode != OutcomeMode.COMMITTED
         if skips or offset + count > packet.count or shared or (again and not packet.retries):
             self._condemn(slot)
@@ -91,6 +92,22 @@ class Answers(Core):
         source = self.source_of(packet.job)
         if source is not None:
             source.fall_back(packet.first, packet.count, refused)
+        self.scheduler.came_back(packet, PacketEvent.REFUSE, self._now(), self.events)
+
+    def on_unreceived(self, told: tuple[int, int]) -> None:
+        slot, ident = told
+        packet = self.scheduler.packets.get(ident)
+        if packet is None or packet.slot.ident != slot:
+            del self.events[0]
+            return
+        if packet.done:
+            self._condemn(slot)
+            return
+        at = packet.slot
+        if ident >= at.cramped_from:  # as small as it can be
+            problem = OSError(errno.EMFILE, "the worker has no descriptor free to receive it with")
+            self._refuse(packet.job, packet.first, packet.count, problem)
+        at.cramped_from = min(at.cramped_from, self.scheduler.next_packet)
         self.scheduler.came_back(packet, PacketEvent.REFUSE, self._now(), self.events)
 
     def on_came_back(self, ident: int) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 BUFFER_ROOM = 24  # bytes of a packet's room for each buffer, besides what is in it
 ONLY_BYTES = frozenset([bytes])
-DESCRIPTOR_ROOM = 128  # bytes of a packet's room for each descriptor: the kernel lets one message carry 253
+DESCRIPTOR_ROOM = 1040  # bytes of a packet's room for each descriptor: the kernel lets one message carry 253
 
 
 class Body(NamedTuple):

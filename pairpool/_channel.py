@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from pairpool import _framing, _slab
 from pairpool._descriptors import Owner
-from pairpool._slab import Arena
+from pairpool._slab import Put
 from pairpool.errors import FramingError
 
 SPILLED: Final = 255  # kind of the message that says where another one lies; no _packet.Kind
@@ -25,6 +25,8 @@ BUFFER_SIZE: Final = 212_992  # bytes of SO_SNDBUF: what an unprivileged process
 OVERHEAD: Final = 1024  # bytes that the kernel charges for a message besides its own, at most, for small ones
 
 _LENGTH: Final = struct.Struct("<Q")
+# What is in it may wait for long to be asked for: it should have no descriptor meanwhile.
+_READ: Final = _slab.copy if _framing.MAPPINGS_KEEP_DESCRIPTORS else _slab.content
 
 
 def socketpair() -> tuple[socket.socket, socket.socket]:
@@ -47,16 +49,26 @@ def charge(length: int) -> int:
     return length + length // 4 + OVERHEAD
 
 
-def encode(kind: int, ident: int, buffers: Sequence[Any], arena: Arena) -> tuple[bytes, Owner | None]:
-    """The message to send, and the descriptor of a slab of the arena's that has to travel with it if it is too large.
+def encode(kind: int, ident: int, buffers: Sequence[Any], put: Put, told: int = 0) -> tuple[bytes, Owner | None]:
+    """The message to send, and the descriptor of a slab that has to travel with it if it is too large.
 
-    Raises OSError where the system has no room for that.
+    `put`: has it in a slab; what that raises comes out. `told`: the first so many buffers are short, and
+    the receiver knows them in any case.
     """
     message = _framing.pack(kind, ident, buffers)
     if len(message) <= _framing.MESSAGE_LIMIT:
         return message, None
-    slab = arena.put_message(message)
-    return _framing.pack(SPILLED, ident, [_LENGTH.pack(len(message))]), slab
+    slab = put((message,), (0,), len(message))
+    return _framing.pack(SPILLED, ident, [_LENGTH.pack(len(message)), *buffers[:told]]), slab
+
+
+def told(message: Any) -> tuple[int, list[memoryview]]:
+    """Ident, and what is known of a spilled message for whose slab no descriptor was free.
+
+    Raises FramingError for anything malformed.
+    """
+    kind, ident, buffers = _framing.unpack(message)
+    return ident, buffers[1:] if kind == SPILLED else []
 
 
 def decode(message: Any, descriptors: tuple[int, ...]) -> tuple[int, int, list[memoryview], tuple[int, ...]]:
@@ -68,12 +80,12 @@ def decode(message: Any, descriptors: tuple[int, ...]) -> tuple[int, int, list[m
     kind, ident, buffers = _framing.unpack(message)
     if kind != SPILLED:
         return kind, ident, buffers, descriptors
-    if not descriptors or len(buffers) != 1 or len(buffers[0]) != _LENGTH.size:
+    if not descriptors or not buffers or len(buffers[0]) != _LENGTH.size:
         raise FramingError("malformed message about a spilled one")
     (length,) = _LENGTH.unpack(buffers[0])
     try:
         _slab.check(descriptors[0], length)
-        content = _slab.content(descriptors[0], length)
+        content = _READ(descriptors[0], length)
     except (OSError, ValueError) as error:
         raise FramingError(f"a spilled message cannot be read: {error}") from error
     kind, spilled_ident, buffers = _framing.unpack(content)

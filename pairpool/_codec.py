@@ -34,7 +34,7 @@ from typing import Any, Final, NamedTuple
 from pairpool import _envelope, _passing
 from pairpool._anatomy import ATOMS, CachedFunction
 from pairpool._by_value import Attempt, SendingPickler
-from pairpool._envelope import LARGEST_INLINE, PROTOCOL, Large, Sorter
+from pairpool._envelope import LARGEST_SMALL, LARGEST_TOGETHER, PROTOCOL, Large, Sorter
 from pairpool._kept import KeptDefinitions
 from pairpool._ledger import Ledger, Need, Witness
 from pairpool._parcels import ClassParcels
@@ -48,6 +48,7 @@ from pairpool._slab import Arena, Put, put_for_all, put_once
 from pairpool._strikes import came_from_handler
 
 __all__ = [
+    "ATOMS",
     "Decoder",
     "Arrived",
     "Definition",
@@ -69,6 +70,12 @@ _GLOBAL_END: Final = pickle.STACK_GLOBAL + pickle.MEMOIZE + pickle.STOP
 
 _NAMES_SOMETHING: Final = re.compile(rb"(?:\x94|h.|j....)\x93", re.DOTALL)
 """STACK_GLOBAL after the name, which is remembered (MEMOIZE) or remembered from before (BINGET, LONG_BINGET)."""
+
+_WITHOUT_SLAB: Final = frozenset((bytes, memoryview))
+"""As what pickles arrive that have no slab of their own."""
+
+_WORTH_READING: Final = 256
+"""Bytes a pickle up to which to look for names (2 ns a byte) costs less than it spares."""
 
 _EXTENSIONS: Final[dict[int, Any]] = copyreg._inverted_registry  # type: ignore[attr-defined]
 """What pickles may name by a number, by a program that has `copyreg.add_extension`.
@@ -136,7 +143,7 @@ class Encoder:
             definition = self._define(function)
         if not keywords and ATOMS.issuperset(map(type, arguments)):
             data = pickle.dumps((arguments, keywords), PROTOCOL)
-            if len(data) <= LARGEST_INLINE:
+            if len(data) <= LARGEST_TOGETHER:
                 return definition, data
         return definition, self.dumps((arguments, keywords))
 
@@ -191,7 +198,7 @@ class Encoder:
                 payloads.append(large)
             elif done < len(objs):
                 payloads.append(self._dumps_carefully(objs[done]))
-            if type(payloads[-1]) is Payload and payloads[-1].weight:
+            if type(payloads[-1]) is Payload and payloads[-1].large:
                 return
 
     def _dumps_carefully(self, obj: object) -> Payload | bytes:
@@ -199,7 +206,7 @@ class Encoder:
         # Objects that follow are often like this one: spare them the plain attempt.
         self._expects_main = pickler.met_main
         data: bytes = payload.data
-        return payload if payload.needs or payload.descriptors or payload.uses else data
+        return payload if payload.large or payload.needs or payload.descriptors or payload.uses else data
 
     @staticmethod
     def is_atoms(items: Iterable[Any]) -> bool:
@@ -216,12 +223,23 @@ class Encoder:
         """Return a result. Raises what unpickling raises."""
         return decode_result(data)
 
+    @staticmethod
+    def size_of_large(pickles: Sequence[Any]) -> int:
+        """Bytes of those results that are large; of small ones, which are many, nobody has to know."""
+        if _WITHOUT_SLAB.issuperset(map(type, pickles)) and sum(map(len, pickles)) <= LARGEST_SMALL:
+            return 0
+        sizes = [len(each) for each in pickles if type(each) in _WITHOUT_SLAB]  # errors have none
+        sizes += [each.weight for each in pickles if type(each) is Arrived]
+        return sum([size for size in sizes if size > LARGEST_SMALL])
+
     decode_plain: Final = staticmethod(pickle.loads)
     """Returns a result of those that `are_plain`."""
 
     @staticmethod
     def are_plain(pickles: Sequence[Any]) -> bool:
         """Tell whether loading these runs no code of the user's: nobody sees when it is done, nor how often."""
+        if sum(map(len, pickles)) > _WORTH_READING * len(pickles):
+            return False
         try:
             joined = b"".join(pickles)
         except TypeError:
@@ -258,8 +276,9 @@ class Encoder:
 
     def _dumps_plainly(self, obj: object, put: Put) -> bytes | Payload | None:
         """Pickle as the stdlib's pool does; None where that fails, or says too little."""
+        plain = PlainPickler(_adapt, LARGEST_SMALL) if put is put_for_all else self._plain
         try:
-            data = self._plain.dumps(obj)
+            data = plain.dumps(obj)
         except Exception as error:  # not told: the careful attempt raises the same, or the true reason
             if _is_final(error):
                 raise
@@ -302,16 +321,14 @@ class Encoder:
         return None
 
     def _pickle(self, obj: object, attempt: Attempt, put: Put) -> tuple[Payload, SendingPickler]:
-        file, collector, sorter = io.BytesIO(), Collector(), Sorter()
+        file, collector = io.BytesIO(), Collector()
+        sorter = Sorter(LARGEST_SMALL) if put is put_for_all else Sorter()
         parcels = self._parcels if attempt is Attempt.FIRST else None
         try:
             pickler = SendingPickler(file, self._ledger, collector, attempt, parcels, sorter)
             pickler.dump(obj)
-            data, needs = file.getvalue(), tuple(pickler.needs)
-            uses = tuple(pickler.uses)
-            if len(data) <= LARGEST_INLINE and not sorter.buffers:
-                return Payload(data, needs, None, collector.take(), uses), pickler
-            return payload_of(Large((data,), sorter.buffers), put, needs, collector.take(), uses), pickler
+            large, needs, uses = Large((file.getvalue(),), sorter.buffers), tuple(pickler.needs), tuple(pickler.uses)
+            return payload_of(large, put, needs, collector.take(), uses), pickler
         except BaseException:
             collector.close()
             raise
@@ -336,11 +353,14 @@ class Decoder:
 def encode_result(value: object, put: Put = put_once) -> bytes | Payload:
     """Pickle a result; raises MaybeEncodingError as the stdlib's pool does, where that fails."""
     kind = type(value)
-    if kind in ATOMS and not ((kind is bytes or kind is str) and len(value) > LARGEST_INLINE):  # type: ignore[arg-type]
+    if kind in ATOMS and not ((kind is bytes or kind is str) and len(value) > LARGEST_SMALL):  # type: ignore[arg-type]
         return pickle.dumps(value, PROTOCOL)
     try:
         data = _results.dumps(value)
-        return payload_of(data, put) if isinstance(data, Large) else data
+        if not isinstance(data, Large):
+            return data
+        payload = payload_of(data, put)
+        return payload if payload.weight else bytes(payload.data)
     except _BOUNDLESS as error:
         trouble: Exception = error
     except Exception:

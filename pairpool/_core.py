@@ -163,15 +163,20 @@ class Core:
         """Sends packets as long as units wait, slots have room for them, and the system has."""
         scheduler, engine = self.scheduler, self.engine
         refused: tuple[Job, int] | None = None
+        room = engine.body_room if self._short_since is None else engine.sure_room
         while (choice := scheduler.choose()) is not None:
             slot, job, first, limit = choice
             if self._short_since is not None:
                 limit = 1  # so that no unit waits, or ends, because of another
             source = self.calls if job is self.calls.plan else self.batches[job.ident]
-            body = source.build(first, limit, self.delivered.by_slot[slot.ident], engine.body_room)
+            most = engine.sure_room if slot.cramped_from <= scheduler.next_packet else room
+            body = source.build(first, limit, self.delivered.by_slot[slot.ident], most)
             try:
                 entry, size = engine.entry(slot.ident, scheduler.next_packet, body)
             except (OSError, MemoryError) as error:
+                if most > engine.sure_room:
+                    room = engine.sure_room  # until another time; these units are put together anew, as far as they fit
+                    continue
                 if self._short_since is None:
                     self._short_since = now
                 if now - self._short_since < SHORTAGE:

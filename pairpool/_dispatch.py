@@ -41,7 +41,7 @@ from typing import Any
 
 from pairpool import errors
 from pairpool._bounds import Bound, Pending, size_of
-from pairpool._codec import Arrived, DefinitionKind, Shared
+from pairpool._codec import DefinitionKind, Shared
 from pairpool._exchange import Exchange
 from pairpool._feeder import Feeder
 from pairpool._jobs import NO_DEFINITION, BatchJob, Call
@@ -54,7 +54,6 @@ from pairpool.engines import Engine, WorkerPlan, load_engine
 
 __all__ = [
     "NO_DEFINITION",
-    "Arrived",
     "BatchJob",
     "Bound",
     "Call",

@@ -1,4 +1,4 @@
-"""Pickles that are too large for a message: their bytes in a slab, and an envelope that says where.
+"""Pickles that have a slab of their own: their bytes there, and an envelope that says where.
 
 An envelope stands where the pickle would::
 
@@ -19,10 +19,14 @@ from typing import Any, Final, NamedTuple
 
 from pairpool._descriptors import Owner
 from pairpool._passing import ArrivedSlab, Slab, claim, of_descriptors, with_arrivals
-from pairpool._slab import Put, layout
+from pairpool._slab import SMALL, Put, layout
 
 PROTOCOL: Final = 5
-LARGEST_INLINE: Final = 30 * 1024  # bytes: what is larger would hardly leave room for anything else in a message
+# Bytes of a pickle that travels with others; a larger one has a slab of its own. (Up to that size a receiver would read
+# it from there, too, and not map it.)
+LARGEST_TOGETHER: Final = SMALL
+# Bytes of a pickle that does not count where memory is bounded, and of a buffer of which each sharer has its own.
+LARGEST_SMALL: Final = 30 * 1024
 _MAGIC: Final = 0xE1  # no pickle begins with that
 _HEAD: Final = struct.Struct("<BHHQB")
 _LARGEST_STREAM: Final = 4 * 1024  # bytes that a stream may have and still be in the envelope
@@ -30,7 +34,7 @@ _MOST_BUFFERS: Final = (1 << 16) - 1
 _BEGINNINGS: Final = (pickle.PROTO, pickle.FRAME)  # of what the pickler writes that is not data by itself
 _AS_THEY_ARE: Final = (bytes, bytearray)  # whoever reduces to a buffer of these gets such a one, not a view
 _FEW: Final = 4  # buffers that all stay views, whatever their size
-_SMALL: Final = 1 << 20  # bytes of one that is copied where there are more
+_WORTH_A_VIEW: Final = 1 << 20  # bytes of one that stays a view where there are more
 
 
 class Large(NamedTuple):
@@ -115,15 +119,17 @@ def _open(data: Any) -> Any:
     parts: list[Any] = [content[start : start + size] for start, size in zip(starts, sizes, strict=True)]
     if number > _FEW and not content.readonly:
         # A view keeps all of the slab, and of many arrays somebody may keep one.
-        parts = [bytearray(part) if len(part) < _SMALL else part for part in parts]
+        parts = [bytearray(part) if len(part) < _WORTH_A_VIEW else part for part in parts]
     return pickle.loads(pickled, buffers=parts)
 
 
 class Sorter:
     """Tells a pickler which buffers go out of band, and keeps them."""
 
-    def __init__(self) -> None:
+    def __init__(self, in_band: int = LARGEST_TOGETHER) -> None:
+        """`in_band`: bytes up to which a buffer stays in the pickle."""
         self.buffers: list[memoryview] = []
+        self._in_band = in_band
 
     def __call__(self, buffer: pickle.PickleBuffer) -> bool:
         """True where it is to be in the pickle."""
@@ -131,7 +137,9 @@ class Sorter:
             raw = buffer.raw()
         except BufferError:
             return True  # not contiguous: the pickler says so
-        if raw.nbytes <= LARGEST_INLINE or len(self.buffers) >= _MOST_BUFFERS:
+        if raw.nbytes <= self._in_band and (raw.nbytes <= LARGEST_SMALL or memoryview(buffer).c_contiguous):
+            return True  # a large one the pickler hands on as it is, and it is written only if it is C-contiguous
+        if len(self.buffers) >= _MOST_BUFFERS:
             return True
         if type(raw.obj) in _AS_THEY_ARE:
             return True

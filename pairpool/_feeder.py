@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pairpool._dispatch import Dispatcher
     from pairpool._jobs import BatchJob
 
-MUCH = 1 << 23  # bytes in slabs under way, beyond which a job keeps no more ready than its slots can soon begin
+MUCH = 1 << 23  # bytes of large payloads under way, beyond which a job keeps ready what its slots can soon begin
 LOW = 4  # of what may be ready a quarter is little: each wake-up takes the GIL from somebody
 PORTION = 64  # items of a list pickled in one go: so that the pool begins before the last is pickled
 CLOSED = object()  # the last entry of `fresh`: there will be no more
@@ -47,7 +47,7 @@ class Consumer(Protocol):
     def wants(self, fed: int, size: int) -> bool:
         """Whether another unit may be pulled, where so many were, and these take so many bytes now.
 
-        Those of slabs alone, where it is not `paced`.
+        Those of large ones alone, where it is not `paced`.
         """
 
 
@@ -81,7 +81,7 @@ class Feeder:
         self._exhausted = False
         self._fed = 0  # units
         self._paced = job.paced = paced
-        self._weight = 0  # bytes of slabs that they took, or all that they took
+        self._weight = 0  # bytes of the large ones among them, or of all
         self._over = False
         self.job = job
         self.fresh: list[Any] = []  # payload, or what was raised instead of one, or CLOSED
@@ -179,7 +179,7 @@ class Feeder:
                 if came_from_handler(error) or len(entries) == len(units):
                     raise  # no unit's
                 entries.append(error)
-            if type(entries[-1]) is Payload and entries[-1].weight:
+            if type(entries[-1]) is Payload and entries[-1].large:
                 return
 
     def _leave(self, entries: list[Any]) -> None:
@@ -189,8 +189,8 @@ class Feeder:
         weight = self._weight
         if self._paced:
             weight += size_of(entries[:number])
-        elif number and type(entries[number - 1]) is Payload:
-            weight += entries[number - 1].weight
+        elif number and type(entries[number - 1]) is Payload and entries[number - 1].large:
+            weight += size_of(entries[number - 1 : number])
         fresh, units = self.fresh, self._units
         # commit
         if over:  # else it may be over already, if the job is

@@ -557,13 +557,14 @@ static PyObject *page_begin(PyObject *Py_UNUSED(module), PyObject *const *args, 
     Py_RETURN_NONE;
 }
 
-static PyObject *page_claim(PyObject *Py_UNUSED(module), PyObject *page) {
+/* The next unit, which is claimed and marked; -1: none is left; -2: an exception is set. */
+static long claim_next(PyObject *page) {
     Py_buffer view;
     long offset = -1;
     uint64_t *words = page_words(page, &view);
 
     if (words == NULL)
-        return NULL;
+        return -2;
     uint64_t claim = LOAD(words[CLAIM]);
     while (offset < 0 && CLAIM_LEFT(claim)) {
         uint64_t next = CLAIM_NEXT(claim);
@@ -574,7 +575,37 @@ static PyObject *page_claim(PyObject *Py_UNUSED(module), PyObject *page) {
         }
     }
     PyBuffer_Release(&view);
-    return PyLong_FromLong(offset);
+    return offset;
+}
+
+static PyObject *page_claim(PyObject *Py_UNUSED(module), PyObject *page) {
+    long offset = claim_next(page);
+    return offset < -1 ? NULL : PyLong_FromLong(offset);
+}
+
+/* The page is not held while the function runs: that may fork, and the child is to unmap it. */
+static PyObject *page_run(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs) {
+    if (check_arity("page_run", nargs, 4) < 0)
+        return NULL;
+    if (!PyList_Check(args[3])) {
+        PyErr_SetString(PyExc_TypeError, "values must be a list");
+        return NULL;
+    }
+    for (long unit = (long)PyList_Size(args[3]); unit >= 0; unit = claim_next(args[0])) {
+        PyObject *item = PySequence_GetItem(args[2], unit), *value = NULL;
+        if (item != NULL) {
+            value = PyObject_CallFunctionObjArgs(args[1], item, NULL);
+            Py_DECREF(item);
+        }
+        /* A handler is run before the value is added: what it raises is this unit's. */
+        int added = value == NULL || PyErr_CheckSignals() < 0 ? -1 : PyList_Append(args[3], value);
+        Py_XDECREF(value);
+        if (added < 0)
+            return NULL;
+    }
+    if (PyErr_Occurred())
+        return NULL;
+    Py_RETURN_NONE;
 }
 
 static PyObject *page_take(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs) {
@@ -748,6 +779,7 @@ static PyMethodDef methods[] = {
     {"wait_ready", FAST(wait_ready), "wait_ready($module, epoll, spin, timeout, /)\n--\n\n"},
     {"page_begin", FAST(page_begin), "page_begin($module, page, packet, count, /)\n--\n\n"},
     {"page_claim", page_claim, METH_O, "page_claim($module, page, /)\n--\n\n"},
+    {"page_run", FAST(page_run), "page_run($module, page, function, items, values, /)\n--\n\n"},
     {"page_take", FAST(page_take), "page_take($module, page, packet, /)\n--\n\n"},
     {"slab_lend", FAST(slab_lend), "slab_lend($module, descriptor, own, /)\n--\n\n"},
     {"slab_is_free", slab_is_free, METH_O, "slab_is_free($module, descriptor, /)\n--\n\n"},

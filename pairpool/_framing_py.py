@@ -29,7 +29,7 @@ from pairpool.errors import FramingError
 if TYPE_CHECKING:
     import select
     import socket
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from typing_extensions import Buffer
 
@@ -286,6 +286,21 @@ def page_claim(page: SharedPage, /) -> int:
     if offset == left - 1:
         words[CLAIM] = 0
     return offset
+
+
+def page_run(page: SharedPage, function: Callable[[Any], Any], items: Sequence[Any], values: list[Any], /) -> None:
+    """Run the unit that was claimed last, and all that can be claimed then; what one of them raises comes out.
+
+    Args:
+        page: whose packet it is. It is not held while the function runs: that may fork, and the child is to unmap it.
+        function: what is called with the item of each unit.
+        items: those of the whole packet.
+        values: of the units before, each in its place; those of these are appended.
+    """
+    unit = len(values)
+    while unit >= 0:
+        values.append(function(items[unit]))
+        unit = page_claim(page)
 
 
 def page_take(page: SharedPage, packet: int, /) -> int:

@@ -243,11 +243,17 @@ class WorkerHandle:
         `some_lost`: descriptors that came with it, for want of free ones.
         """
         handlers = self._handlers
+        if some_lost and not received:
+            ident, told = _channel.told(message)
+            if told:
+                return handlers.on_outcomes, self._lost(ident, told[0])
         kind, ident, buffers, slabs = _channel.decode(message, received)
         if kind == Kind.OUTCOMES:
             return handlers.on_outcomes, self._outcomes(ident, buffers, slabs, some_lost)
         if kind == Kind.REFUSED:
             return handlers.on_refused, (self.slot, ident, struct.unpack(f"<{len(buffers[0]) // 2}H", buffers[0]))
+        if kind == Kind.UNRECEIVED:
+            return handlers.on_unreceived, (self.slot, ident)
         if kind == Kind.READY:
             return handlers.on_up, self.slot
         if kind == Kind.FULL:
@@ -275,6 +281,14 @@ class WorkerHandle:
         if not sound or not units or highest > Status.LAST:
             raise errors.FramingError("malformed outcomes")
         return Outcomes(self.slot, packet, mode, offset, units, took, payloads, highest == Status.AGAIN, kept)
+
+    def _lost(self, packet: int, head: Any) -> Outcomes:
+        """Outcomes that came in a slab, for which no descriptor was free: those units alone fail."""
+        _, offset, units, took = OUTCOMES_HEAD.unpack(head)
+        if not units:
+            raise errors.FramingError("malformed outcomes")
+        payloads = [bytes([Status.ERROR]) * units, *[_no_descriptor() for _ in range(units)]]
+        return Outcomes(self.slot, packet, OutcomeMode.SEPARATE, offset, units, took, payloads, False, NOTHING_KEPT)
 
     def on_recalled(self, raw: Any) -> None:
         """A packet was taken back from the worker's queue."""
@@ -324,11 +338,15 @@ def _with_slabs(
 def _copied(descriptor: int, size: int) -> bytearray | BaseException:
     """What is in a slab; why that cannot be had is the error of this result alone."""
     if descriptor < 0:
-        return OSError(errno.EMFILE, "no descriptor was free to receive a large result with")
+        return _no_descriptor()
     try:
         return _slab.copy(descriptor, size)
     except (OSError, MemoryError) as error:
         return error
+
+
+def _no_descriptor() -> OSError:
+    return OSError(errno.EMFILE, "no descriptor was free to receive a large result with")
 
 
 def _highest_in_records(records: Any, units: int) -> int:

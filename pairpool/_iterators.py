@@ -8,8 +8,8 @@ from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from pairpool import errors
-from pairpool._dispatch import Arrived, Bound, Deadline, OutcomeMode, size_of, transit_limit, wake_all
-from pairpool.results import Outcome, decode, decode_all
+from pairpool._dispatch import Bound, Deadline, OutcomeMode, size_of, transit_limit, wake_all
+from pairpool.results import Outcome, decode, decode_all, decode_shared
 
 if TYPE_CHECKING:
     from pairpool._dispatch import BatchJob, Dispatcher, Feeder, Record, Settable
@@ -31,7 +31,7 @@ class IMapIterator(stdlib.IMapIterator, Generic[T]):  # type: ignore[type-arg]
         self._pool: Any = pool
         self._bound = bound or Bound(None, transit_limit())
         self.paced = bound is not None
-        self._arrived_size = self._decoded_size = 0  # bytes of results; without a bound those in slabs only
+        self._arrived_size = self._decoded_size = 0  # bytes of results; without a bound those of large ones
         self._chained = self._in_hand = 0  # units that are taken item by item; that were, and not to the last
         self.feeder: Feeder | None = None
         self._records: dict[int, Record] = {}  # not decoded yet, by the place of their first outcome
@@ -47,10 +47,10 @@ class IMapIterator(stdlib.IMapIterator, Generic[T]):  # type: ignore[type-arg]
     def take(self, record: Record, records: deque[Record]) -> int | None:
         job = self.job
         assert job is not None
-        if job.failures or record.mode != OutcomeMode.SEPARATE:
+        if record.mode != OutcomeMode.SHARED and (job.failures or record.mode != OutcomeMode.SEPARATE):
             record = record.separate(job.failures)
         mine, place, units = self._records, record.first if self._ordered else self._arrived, record.units
-        size = self._size_of(record.buffers[1:])
+        size = self._size_of(record.payloads)
         # commit
         mine[place] = record
         self._arrived += units
@@ -112,9 +112,9 @@ class IMapIterator(stdlib.IMapIterator, Generic[T]):  # type: ignore[type-arg]
         raise value
 
     def _size_of(self, payloads: Sequence[Any]) -> int:
-        if self.feeder is None or not (self.paced or Arrived in map(type, payloads)):
+        if self.feeder is None:
             return 0
-        return size_of(payloads)
+        return size_of(payloads) if self.paced else self._dispatcher.encoder.size_of_large(payloads)
 
     def _look_for_news(self, deadline: Deadline) -> None:
         """Decodes what is next, or waits for it. Another thread may be quicker.
@@ -135,15 +135,16 @@ class IMapIterator(stdlib.IMapIterator, Generic[T]):  # type: ignore[type-arg]
                 raise errors.TimeoutError from None
             self._dispatcher.wait(self._has_news, self.signals, deadline.remaining())
             return
-        statuses, *payloads = record.buffers
-        decoded = None
-        if at == 0 and not any(statuses):
+        payloads, decoded = record.payloads, None
+        if record.mode == OutcomeMode.SHARED:
+            decoded = decode_shared(self._dispatcher, record)
+        elif at == 0 and not any(record.buffers[0]):
             decoded = decode_all(self._dispatcher, payloads)
         if decoded is None:
-            decoded = [self._decode(statuses[at], payloads[at])]
+            decoded = [self._decode(record.buffers[0][at], payloads[at])]
         after = at + len(decoded)
         whole = after == record.units
-        size = self._size_of(payloads[at:after])
+        size = self._size_of(payloads if whole and not at else payloads[at:after])
         # commit: nothing is lost where an interrupt strikes before, nor told twice where it strikes after
         if place in records and self._at == at:
             if whole:

@@ -60,6 +60,7 @@ class Encoder(Protocol):
     def decode_value(self, data: Any) -> Any: ...
     def decode_plain(self, data: Any) -> Any: ...
     def are_plain(self, payloads: Any) -> bool: ...
+    def size_of_large(self, payloads: Any) -> int: ...
     def decode_error(self, data: Any) -> BaseException: ...
 
 
@@ -283,7 +284,7 @@ class BatchJob:
         self.items = items
         self.records: deque[Record] = deque()  # outcomes not yet handed to the sink
         self.prepared: dict[int, Payload | bytes] = {}  # by unit, until settled; filled by the feeder
-        self.paced = False  # all bytes count, and not those of slabs alone
+        self.paced = False  # all bytes count, and not those of large payloads alone
         self.settled_weight = 0  # bytes of payloads that are not needed any more
         self.digesting = False  # what is under way cannot be told at the moment
         self.failures: dict[int, BaseException] = {}  # units that cannot be sent, and why
@@ -425,9 +426,7 @@ class BatchJob:
         self.settled_weight += self._weight_of(self.prepared.pop(unit, None))
 
     def _weight_of(self, payload: Any) -> int:
-        if self.paced:
-            return size_of((payload,))
-        return payload.weight if isinstance(payload, Payload) else 0
+        return size_of((payload,)) if self.paced or (isinstance(payload, Payload) and payload.large) else 0
 
     def close(self) -> None:
         """Drops whatever has not been sent, and keeps in mind what an item takes."""

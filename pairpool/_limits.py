@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pairpool.engines import Processes
 
 UNHURRIED = 100_000_000  # ns after which, at the earliest, it is looked again where nothing of ours runs
-PAUSE = 20_000_000  # ns that a worker has to write down its stack before it is killed
+PAUSE = 50_000_000  # ns that a worker has to write down its stack before it is killed
 GRACE = 1_000_000_000  # ns that a cancelled unit has to end after it was interrupted, and its worker after SIGTERM
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from pairpool import _channel, _framing
 from pairpool._descriptors import OwnedDescriptors
@@ -16,6 +16,9 @@ from pairpool._handle import WorkerHandle
 from pairpool._packet import Kind
 from pairpool._slab import Arena
 from pairpool.engines import Handlers
+
+if TYPE_CHECKING:
+    from pairpool._body import Body
 
 _BROKEN = frozenset((errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN))  # what sending into a damaged channel ends in
 
@@ -27,14 +30,15 @@ class Outgoing:
         self._arena = arena
         self.entries: deque[Any] = deque()  # (socket, message, descriptors), in the order in which they are to be sent
 
-    def pack(
-        self, handle: WorkerHandle, packet: int, buffers: Sequence[Any], descriptors: OwnedDescriptors
-    ) -> tuple[Any, int]:
-        """An entry, and what it takes of the worker's credit. Raises OSError where there is no room for a memfd.
+    def pack(self, handle: WorkerHandle, packet: int, body: Body) -> tuple[Any, int]:
+        """An entry, and what it takes of the worker's credit. Raises OSError where it needs a slab and has none.
 
         The entry keeps its descriptors open, whatever becomes of what they belong to.
         """
-        message, memfd = _channel.encode(Kind.TASKS, packet, buffers, self._arena)
+        # Several units can go one by one. Without that need they take no descriptor that is the program's.
+        put = self._arena.put if body.units > 1 else self._arena.put_anyway
+        message, memfd = _channel.encode(Kind.TASKS, packet, body.buffers, put)
+        descriptors = body.descriptors
         if memfd is not None:
             descriptors = OwnedDescriptors([memfd]).and_those_of([descriptors])
         return (handle.tasks, message, descriptors), _channel.charge(len(message))

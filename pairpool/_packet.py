@@ -40,6 +40,7 @@ class Kind(IntEnum):
     FORGET = 6  # control: definitions (u64 each) that will not be named again; the channel's end: end, too
     FULL = 7  # the worker holds more memory than it may between units: [0] is how much, in bytes (u64)
     ROUSE = 8  # control: say READY again
+    UNRECEIVED = 9  # none of its units has begun: the worker had no descriptor free to receive it with
 
 
 class Mode(IntEnum):
@@ -93,3 +94,12 @@ DEFINITION_HEAD = struct.Struct("<QB")
 OUTCOMES_HEAD = struct.Struct("<BxxxIIQ")
 COMMITTED_HEAD = struct.Struct("<IB")
 PLACED = struct.Struct("<IQ")  # place among the payloads of a message, bytes of its slab
+
+
+def deal(descriptors: tuple[int, ...], numbers: bytes) -> list[tuple[int, ...]]:
+    """The descriptors that came with a packet, dealt out to the payloads that they belong to."""
+    shares, at = [], 0
+    for (number,) in struct.iter_unpack("<H", numbers):
+        shares.append(descriptors[at : at + number])
+        at += number
+    return shares

@@ -56,7 +56,7 @@ import sys
 import time
 from enum import IntEnum
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pairpool import _descriptors, _framing
 from pairpool._framing_py import MARK, START, TAIL, UNIT_LIMIT
@@ -140,6 +140,9 @@ class Page:
     claim: Callable[[], int]
     """Worker: claim the next unit and return its offset; -1 if none is left, as the parent took the rest."""
 
+    run: Callable[[Callable[[Any], Any], Sequence[Any], list[Any]], None]
+    """Worker: run the unit that was claimed last, and all that can be claimed then, where each is one item's."""
+
     def __init__(self, descriptors: Sequence[int]) -> None:
         self._open = [_descriptors.Descriptor(number) for number in descriptors]
         _descriptors.register(self)
@@ -150,6 +153,7 @@ class Page:
             raise
         # One Python call fewer than a method has: this is done for each unit.
         self.claim = partial(_twin.page_claim, self._memory)
+        self.run = partial(_twin.page_run, self._memory)
 
     @classmethod
     def create(cls) -> Page:

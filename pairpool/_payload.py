@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pairpool._descriptors import NONE_OWNED, OwnedDescriptors, register
-from pairpool._envelope import Large, pack
+from pairpool._envelope import LARGEST_SMALL, LARGEST_TOGETHER, Large, pack
 from pairpool._ledger import Need
 from pairpool._plain import MAIN
 from pairpool._slab import Put
@@ -38,6 +38,8 @@ class Payload:
     """Shared objects in it (_shared.py), which a worker must have as well."""
     weight: int = 0
     """Bytes of it that lie in a slab, whose descriptor is the last."""
+    large: bool = False
+    """Its bytes count where nobody has asked for a bound; of small ones there are too many to look at each."""
 
     def close(self) -> None:
         """Close the descriptors, the fallback's too. A second call does nothing."""
@@ -69,10 +71,13 @@ def payload_of(
     descriptors: OwnedDescriptors = NONE_OWNED,
     uses: tuple[Definition, ...] = (),
 ) -> Payload:
-    """Return a payload, in a slab where there is room for one. `put`: has it there."""
+    """Return a payload, in a slab of its own where it is that large and there is room for one. `put`: has it there."""
+    size = sum(map(len, large.chunks))
+    if size <= LARGEST_TOGETHER and not large.buffers:
+        return Payload(b"".join(large.chunks), needs, None, descriptors, uses, 0, size > LARGEST_SMALL)
     data, slab, end = pack(large, put, len(descriptors))
     if slab is None:
-        return Payload(data, needs, None, descriptors, uses)
-    payload = Payload(data, needs, None, descriptors.and_those_of([OwnedDescriptors([slab])]), uses, end)
+        return Payload(data, needs, None, descriptors, uses, 0, True)
+    payload = Payload(data, needs, None, descriptors.and_those_of([OwnedDescriptors([slab])]), uses, end, True)
     register(payload)  # a child that is forked while it waits would keep the slab
     return payload

@@ -15,7 +15,7 @@ from multiprocessing import reduction
 from types import SimpleNamespace
 from typing import Any, Final
 
-from pairpool._envelope import LARGEST_INLINE, PROTOCOL, Large, Sorter
+from pairpool._envelope import LARGEST_SMALL, LARGEST_TOGETHER, PROTOCOL, Large, Sorter
 from pairpool._passing import Reducer, extra_reducers
 
 GLOBAL: Final = pickle.STACK_GLOBAL[0]  # an int: looking for one in bytes takes an eighth of looking for bytes
@@ -27,9 +27,10 @@ _Pickler = tuple[Callable[[Any], None], Callable[[], None], list[Any], Sorter]
 class PlainPickler:
     """Pickles as the stdlib's pool does, with what is registered with `multiprocessing.reduction`."""
 
-    def __init__(self, adapt: Callable[[Reducer], Reducer]) -> None:
-        """`adapt` is asked once for each registered reducer for what to use in its place."""
+    def __init__(self, adapt: Callable[[Reducer], Reducer], in_band: int = LARGEST_TOGETHER) -> None:
+        """`adapt` is asked once for each registered reducer for what to use in its place; `in_band`: see `Sorter`."""
         self._adapt = adapt
+        self._in_band = in_band
         self._global: Mapping[Any, Any] = {}
         self._registered: Mapping[type, Reducer] = {}
         self._idle: list[_Pickler] = []
@@ -40,7 +41,7 @@ class PlainPickler:
         idle = self._idle
         dump, clear_memo, written, sorter = pickler = self._take()
         dump(obj)
-        if len(written) == 1 and len(written[0]) <= LARGEST_INLINE and not sorter.buffers:
+        if len(written) == 1 and len(written[0]) <= LARGEST_SMALL and not sorter.buffers:
             data: bytes = written[0]
             clear_memo()
             written.clear()
@@ -58,7 +59,7 @@ class PlainPickler:
         dump, clear_memo, written, sorter = pickler = self._take()
         for obj in objs:
             dump(obj)
-            if len(written) > 1 or len(written[0]) > LARGEST_INLINE or sorter.buffers:
+            if len(written) > 1 or len(written[0]) > LARGEST_SMALL or sorter.buffers:
                 return Large.written(written, sorter.buffers)
             data = written[0]
             clear_memo()
@@ -89,7 +90,7 @@ class PlainPickler:
 
     def _make(self) -> _Pickler:
         written: list[Any] = []
-        sorter = Sorter()
+        sorter = Sorter(self._in_band)
         pickler = pickle.Pickler(SimpleNamespace(write=written.append), PROTOCOL, buffer_callback=sorter)
         pickler.dispatch_table = self._table
         return pickler.dump, pickler.clear_memo, written, sorter

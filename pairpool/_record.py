@@ -15,6 +15,7 @@ class Record(NamedTuple):
     units: int
     mode: int
     buffers: Sequence[Any]
+    skip: int = 0  # values of the one payload that they share which were told before
 
     def parts(self) -> tuple[Sequence[int], Sequence[Any]]:
         """Status and payload of each; not where they share one payload. For LOST that is the error itself."""
@@ -23,6 +24,11 @@ class Record(NamedTuple):
         if self.mode == OutcomeMode.COMMITTED:
             return read_committed(self.buffers[0], self.units)
         return self.buffers[0], self.buffers[1:]
+
+    @property
+    def payloads(self) -> Sequence[Any]:
+        """What is to be decoded."""
+        return self.buffers if self.mode == OutcomeMode.SHARED else self.buffers[1:]
 
     def outcomes(self) -> list[tuple[int, int, Any]]:
         """Unit, Status and payload of each."""
@@ -50,6 +56,9 @@ class Record(NamedTuple):
 
     def after(self, first: int) -> Record:
         """The same without the units before `first`, which are not all."""
+        if self.mode == OutcomeMode.SHARED:
+            told = first - self.first
+            return Record(first, self.units - told, self.mode, self.buffers, self.skip + told)
         (record,) = Record.of(self.outcomes()[first - self.first :])
         return record
 

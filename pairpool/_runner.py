@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any, Protocol
 
 from pairpool import errors
@@ -25,6 +25,7 @@ from pairpool._packet import (
     Mode,
     OutcomeMode,
     Status,
+    deal,
 )
 
 LONGEST_COMMIT = 16 * 1024  # bytes: a larger payload is sent at once instead of being copied to the outbox
@@ -44,13 +45,18 @@ class Codec(Protocol):
         """A payload that is to be kept, without the message that it came in, which may be large."""
 
     def is_nothing(self, data: Any) -> bool: ...
+
+    @property
+    def atoms(self) -> Container[object]:
+        """Types of values that can share a payload, and can be kept, without anyone noticing."""
+
     def encode_values(self, values: list[Any]) -> Any | None:
         """All values in one payload, or None where sharing one could be seen."""
 
     def encode_value(self, value: Any) -> Any: ...
     def encode_error(self, error: BaseException) -> Any: ...
-    def lie_apart(self, payloads: list[Any]) -> bool:
-        """Whether any of what was encoded is in a slab."""
+    def portions(self, payloads: list[Any]) -> list[int]:
+        """How many of what was encoded go into each message."""
 
 
 class Page(Protocol):
@@ -58,6 +64,7 @@ class Page(Protocol):
 
     def begin(self, packet: int, count: int) -> None: ...
     def claim(self) -> int: ...
+    def run(self, function: Callable[[Any], Any], items: Sequence[Any], values: list[Any]) -> None: ...
     def running(self) -> None: ...
     def next_item(self) -> None: ...
     def done(self) -> None: ...
@@ -126,7 +133,7 @@ class Runner:
         at = 1
         shares: list[tuple[int, ...]] | None = None
         if flags & Flag.DESCRIPTORS:
-            shares = _deal(descriptors, buffers[at])
+            shares = deal(descriptors, buffers[at])
             at += 1
         if flags & Flag.NEEDS:
             refused = self._codec.refused(buffers[at])
@@ -177,7 +184,7 @@ class Runner:
             function: Callable[..., Any] = self._codec.loads(data, tuple(map(os.dup, descriptors)))
             if kind != STATEFUL:
                 self._functions[ident] = function
-                self._definitions[ident] = (kind, data, ())
+                self._definitions[ident] = (kind, b"", ())
                 _close(descriptors)
             return function
 
@@ -191,7 +198,7 @@ class Runner:
         """Runs all units that can be claimed, then sends all outcomes in one message."""
         values: list[Any] = []
         failures: dict[int, tuple[int, Any]] = {}
-        packet.run_all(self._page.claim, values, failures)
+        packet.run_all(self._page, values, failures)
         if not values:
             return  # the parent took all of it back before the first was claimed
         if not failures:
@@ -209,12 +216,12 @@ class Runner:
             statuses[unit] = status
             payloads.append(payload)
         took, number = time.monotonic_ns() - started, len(payloads)
-        # A message brings one slab at most: many may come before the first is digested.
-        step = 1 if self._codec.lie_apart(payloads) else number
-        for first in range(0, number, step):
-            part = payloads[first : first + step]
-            head = OUTCOMES_HEAD.pack(OutcomeMode.SEPARATE, first, len(part), took * len(part) // number)
-            self._send(Kind.OUTCOMES, ident, [head, bytes(statuses[first : first + step]), *part])
+        first = 0
+        for portion in self._codec.portions(payloads):
+            after = first + portion
+            head = OUTCOMES_HEAD.pack(OutcomeMode.SEPARATE, first, portion, took * portion // number)
+            self._send(Kind.OUTCOMES, ident, [head, bytes(statuses[first:after]), *payloads[first:after]])
+            first = after
 
     def _run_singly(self, ident: int, packet: _Packet, started: int) -> None:
         """Runs unit by unit and sends each outcome before the next is claimed."""
@@ -230,7 +237,9 @@ class Runner:
         """Runs unit by unit and commits each outcome before the next is claimed."""
         outbox.begin(ident)
         claim, look, append = self._page.claim, self._look, outbox.append
-        encode_value = self._codec.encode_value
+        encode_value, atoms = self._codec.encode_value, self._codec.atoms
+        value: Any = None
+        values: list[Any] = []  # of the committed outcomes, those that may share a payload
         unit = claim()
         direct = packet.direct() if unit >= 0 else None
         function, items = direct or (None, ())
@@ -239,35 +248,48 @@ class Runner:
                 status, payload = packet.outcome(unit)
             else:
                 try:
-                    status, payload = Status.OK, encode_value(function(items[unit]))
+                    value = function(items[unit])
+                    status, payload = Status.OK, encode_value(value)
                 except BaseException as error:
                     status, payload = packet.failure(unit, error)
                     function = None  # `outcome` knows what follows from an error
             if _is_long(payload) or not append(status, payload):
-                started = self._send_apart(ident, outbox, started, unit, status, payload)
+                started = self._send_apart(ident, outbox, started, unit, status, payload, values)
+            elif function is not None and type(value) in atoms:
+                values.append(value)
+            value = None  # whatever it is, nobody keeps it longer than a unit
             if look is not None:
                 del payload
                 look()
             unit = claim()
-        self._send_committed(ident, outbox, time.monotonic_ns() - started)
+        self._send_committed(ident, outbox, time.monotonic_ns() - started, values)
 
-    def _send_apart(self, ident: int, outbox: Outbox, started: int, unit: int, status: int, payload: Any) -> int:
+    def _send_apart(
+        self, ident: int, outbox: Outbox, started: int, unit: int, status: int, payload: Any, values: list[Any]
+    ) -> int:
         """Sends what is committed, and an outcome for which there was no room; returns when that was."""
         now = time.monotonic_ns()
-        self._send_committed(ident, outbox, now - started)
+        self._send_committed(ident, outbox, now - started, values)
         if _is_long(payload) or not outbox.append(status, payload):
             head = OUTCOMES_HEAD.pack(OutcomeMode.SEPARATE, unit, 1, 0)
             self._send(Kind.OUTCOMES, ident, [head, bytes((status,)), payload])
             outbox.begin(ident, unit + 1)
         return now
 
-    def _send_committed(self, ident: int, outbox: Outbox, took: int) -> None:
+    def _send_committed(self, ident: int, outbox: Outbox, took: int, values: list[Any]) -> None:
         first, statuses, payloads = outbox.take()
         if payloads:
-            head = OUTCOMES_HEAD.pack(OutcomeMode.SEPARATE, first, len(payloads), took)
-            self._send(Kind.OUTCOMES, ident, [head, statuses, *payloads])
+            # Who decodes them has a third of the work where they are one list.
+            shared = self._codec.encode_values(values) if len(values) == len(payloads) else None
+            if shared is None:
+                head = OUTCOMES_HEAD.pack(OutcomeMode.SEPARATE, first, len(payloads), took)
+                self._send(Kind.OUTCOMES, ident, [head, statuses, *payloads])
+            else:
+                head = OUTCOMES_HEAD.pack(OutcomeMode.SHARED, first, len(payloads), took)
+                self._send(Kind.OUTCOMES, ident, [head, shared])
             # Only now: had the worker died in between, the parent would know them from the outbox.
             outbox.clear()
+            values.clear()
 
     def _encode(self, value: Any) -> tuple[int, Any]:
         try:
@@ -298,19 +320,18 @@ class _Packet:
         self.filters: bytes = b""
         self.shares: list[tuple[int, ...]] | None = None
 
-    def run_all(self, claim: Callable[[], int], values: list[Any], failures: dict[int, tuple[int, Any]]) -> None:
+    def run_all(self, page: Page, values: list[Any], failures: dict[int, tuple[int, Any]]) -> None:
         """Appends one value for each unit that can be claimed; `failures` says which are none."""
+        claim = page.claim
         unit = claim()
         direct = self.direct() if unit >= 0 else None
         if direct is not None:
-            function, items = direct
             # Items so small and quick that one more call for each would double their cost.
             try:
-                while unit >= 0:
-                    values.append(function(items[unit]))
-                    unit = claim()
+                page.run(*direct, values)
                 return
             except BaseException as error:
+                unit = len(values)
                 failures[unit] = self.failure(unit, error)
                 values.append(None)
                 unit = claim()
@@ -426,12 +447,3 @@ def _is_long(payload: Any) -> bool:
 def _close(descriptors: Sequence[int]) -> None:
     for descriptor in descriptors:
         os.close(descriptor)
-
-
-def _deal(descriptors: tuple[int, ...], numbers: bytes) -> list[tuple[int, ...]]:
-    """The descriptors that came with a packet, dealt out to the payloads that they belong to."""
-    shares, at = [], 0
-    for (number,) in struct.iter_unpack("<H", numbers):
-        shares.append(descriptors[at : at + number])
-        at += number
-    return shares

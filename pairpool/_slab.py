@@ -115,12 +115,12 @@ class Arena:
             self._make_room()
         return lent
 
-    def put_message(self, message: bytes) -> Owner:
+    def put_anyway(self, parts: Sequence[Any], starts: Sequence[int], end: int) -> Owner:
         """As `put`, for what has no other way: also beyond the descriptors that slabs may have."""
         try:
-            return self.put((message,), (0,), len(message))
+            return self.put(parts, starts, end)
         except OSError:
-            return put_once((message,), (0,), len(message))
+            return put_once(parts, starts, end)
 
     def _make_room(self) -> None:
         """Gives up slabs where there are too many, the largest first."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 State = TypeVar("State", bound=StrEnum)
 Event = TypeVar("Event", bound=StrEnum)
@@ -195,6 +195,9 @@ class Sent(NamedTuple):
     unit: Any
 
 
+NEVER: Final = 1 << 48  # a packet that there is not
+
+
 @dataclass(slots=True, eq=False)
 class Slot:
     """A place where packets run, one after another in the order in which they were sent."""
@@ -210,6 +213,7 @@ class Slot:
     asleep: bool = False  # its worker left a packet lying, and has given no sign of life since
     allowance: int = 0  # ns for which it may leave one lying before it is taken to be asleep; 0: for ever
     shelf: dict[int, Slot] | None = None  # of the roster, on which it lies
+    cramped_from: int = NEVER  # packet from which on they are small: the worker had no descriptor to receive one with
 
 
 class Action(StrEnum):

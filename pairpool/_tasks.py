@@ -264,7 +264,7 @@ class Tasks:
             buffersize: items pulled whose results were not taken from the iterator yet, at most; None: as many as the
                 pool can work off (`concurrent.futures.Executor.map` has it since 3.14).
             bufferbytes: bytes, pickled, of such items and results; None: a quarter of the memory, for those that are
-                too large for a message, and where the items are not a list or range of numbers and the like. One item
+                larger than 30 KiB, and where the items are not a list or range of numbers and the like. One item
                 more may be under way, and what is in it is not known before it is pulled.
 
         Raises:

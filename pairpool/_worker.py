@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING, Any
 from pairpool import _channel, _codec, _descriptors, _framing
 from pairpool._interrupts import Interrupts
 from pairpool._outbox import Outbox
-from pairpool._packet import PLACED, Kind
+from pairpool._packet import OUTCOMES_HEAD, PLACED, Kind, OutcomeMode, Status
 from pairpool._page import DUMP_SIGNAL, Page
 from pairpool._runner import Runner
-from pairpool._slab import KEPT, Arena
+from pairpool._slab import KEPT, SMALL, Arena
+from pairpool.errors import PairpoolError
 
 if TYPE_CHECKING:
     from pairpool._memory import Gauge, Limit
@@ -38,6 +39,8 @@ SPIN = 50e-6  # seconds a worker keeps looking for its next packet before it sle
 CONTROL_EVERY = 64  # packets after which the control channel is read even if the next packet is there already
 
 IDLE = KEPT // 1_000_000  # ms without work after which a worker gives back the memory of its slabs
+
+BULK = SMALL - 4096  # bytes of results in a message: those of a map wait in it, which should take no mapping
 
 _PAYLOADS = 2  # place of the first payload among the buffers of outcomes that have one each
 _ONLY_BYTES = frozenset((bytes,))
@@ -122,6 +125,8 @@ def _forget_asked() -> None:
 class _PickleCodec:
     """The codec as the runner takes it."""
 
+    atoms = _codec.ATOMS
+
     def __init__(self, slabs: Arena) -> None:
         decoder = _codec.Decoder()  # before the initializer runs: it remembers what the main module had
         self._refused = decoder.refused
@@ -151,8 +156,19 @@ class _PickleCodec:
         # A result that cannot be pickled is no error of the task: as in the stdlib it shows no remote traceback.
         return _codec.encode_error(error, wrap=not isinstance(error, _codec.MaybeEncodingError))
 
-    def lie_apart(self, payloads: list[Any]) -> bool:
-        return not _ONLY_BYTES.issuperset(map(type, payloads))
+    def portions(self, payloads: list[Any]) -> list[int]:
+        if _ONLY_BYTES.issuperset(map(type, payloads)) and sum(map(len, payloads)) <= BULK:
+            return [len(payloads)]
+        portions, room = list[int](), 0
+        for payload in payloads:
+            # A message brings one result's slab at most: many may come before the first is digested.
+            size = len(payload) if type(payload) is bytes else BULK
+            if not portions or size > room:
+                portions.append(0)
+                room = BULK
+            portions[-1] += 1
+            room -= size
+        return portions
 
 
 class Worker:
@@ -191,7 +207,14 @@ class Worker:
         descriptors: tuple[int, ...] = ()
         if not _ONLY_BYTES.issuperset(map(type, buffers)):
             buffers, descriptors = _placed(buffers)
-        message, memfd = _channel.encode(kind, ident, buffers, self._slabs)
+        try:
+            message, memfd = _channel.encode(kind, ident, buffers, self._slabs.put_anyway, kind == Kind.OUTCOMES)
+        except (OSError, MemoryError) as error:
+            if kind != Kind.OUTCOMES:
+                raise
+            for part in _in_parts(buffers, error):
+                self.send(kind, ident, part)
+            return
         if memfd is not None:
             descriptors = (memfd.fileno(), *descriptors)
         while True:
@@ -234,9 +257,14 @@ class Worker:
 
     def _take_packet(self, raw: Any) -> bool:
         """Runs one packet; False where the parent is gone."""
-        message, received = _framing.admit(raw)
+        message, received = _framing.admit(raw, some_lost=True)
         if not message:
             return False
+        if raw[2] & socket.MSG_CTRUNC:
+            # No descriptor is free here, or none is allowed: the parent may have smaller packets, or another worker.
+            _descriptors.close_all(received)
+            self.send(Kind.UNRECEIVED, _framing.unpack(message)[1], [])
+            return True
         kind, ident, buffers, descriptors = _channel.decode(message, received)
         for memfd in received[: len(received) - len(descriptors)]:
             os.close(memfd)
@@ -262,6 +290,31 @@ class Worker:
                 self._runner.forget(buffers[0].cast("Q"))
             elif kind == Kind.ROUSE:
                 self.send(Kind.READY, slot, [])
+
+
+def _in_parts(buffers: Sequence[Any], error: BaseException) -> list[list[Any]]:
+    """Outcomes that do not fit into a message, in two; of one alone that cannot be sent it is the error.
+
+    `error`: why there is no slab for them.
+    """
+    mode, first, units, took = OUTCOMES_HEAD.unpack(buffers[0])
+    statuses, payloads = buffers[1], buffers[_PAYLOADS:]
+    if mode == OutcomeMode.SHARED:
+        values: Any = _codec.decode_result(buffers[1])
+        statuses, payloads = bytes(units), [*map(_codec.encode_result, values)]
+    if units == 1:
+        problem = PairpoolError(f"the result could not be sent: {error!r}")
+        statuses, payloads = bytes([Status.ERROR]), [_codec.encode_error(problem, wrap=False)]
+    parts = [range(units // 2), range(units // 2, units)]
+    return [
+        [
+            OUTCOMES_HEAD.pack(OutcomeMode.SEPARATE, first + part.start, len(part), took * len(part) // units),
+            statuses[part.start : part.stop],
+            *payloads[part.start : part.stop],
+        ]
+        for part in parts
+        if part
+    ]
 
 
 def _placed(buffers: Sequence[Any]) -> tuple[list[Any], tuple[int, ...]]:

@@ -57,6 +57,21 @@ def decode_all(dispatcher: Dispatcher, payloads: Sequence[Any]) -> list[Outcome]
         return None  # decoded one by one it is the outcome of one
 
 
+def decode_shared(dispatcher: Dispatcher, record: Record) -> list[Outcome]:
+    """What values are that share one payload: only such do whose loading nobody notices."""
+    values: Any = None
+    error: BaseException = errors.PairpoolError(f"a worker did not answer {record.units} items with as many results")
+    try:
+        values = dispatcher.encoder.decode_plain(record.buffers[0])
+    except BaseException as trouble:
+        if came_from_handler(trouble):
+            raise
+        error = trouble
+    if type(values) is not list or len(values) != record.skip + record.units:
+        return [(False, error)] * record.units
+    return list(zip(repeat(True), values[record.skip :]))
+
+
 class Awaited:
     """Something that others wait for."""
 
@@ -258,8 +273,10 @@ class MapResult(_Result, stdlib.MapResult):  # type: ignore[type-arg]
             record = records[first]
             if record.mode == OutcomeMode.SHARED:
                 part = decode_value(record.buffers[0])
-                if type(part) is not list or len(part) != record.units:
+                if type(part) is not list or len(part) != record.skip + record.units:
                     raise errors.PairpoolError(f"a worker did not answer {record.units} items with as many results")
+                if record.skip:
+                    part = part[record.skip :]
             else:
                 part = [decode_value(payload) for _, _, payload in record.outcomes()]
             if job is not None and job.unit > 1:

@@ -19,12 +19,13 @@ from pathlib import Path
 from random import randrange
 
 from benchmarks._harness import facts
-from soak import arrays, chaos, deaths, items, kills, pools, resizes, simulation, submits
+from soak import arrays, chaos, deaths, items, kills, pools, resizes, simulation, sizes, submits
 from soak._part import Options, Part, line
 
 PARTS: tuple[Part, ...] = (
     items.PART,
     arrays.PART,
+    sizes.PART,
     pools.PART,
     submits.PART,
     resizes.PART,

@@ -45,12 +45,26 @@ def has_slabs() -> bool:
     return False
 
 
-def work(course: Course) -> str:
-    """Send a hundredth, look at what comes back, and wait until its memory has been given back."""
-    # Or else the C library keeps the memory of an array that a feeder's thread has freed, or not (mallopt(3)).
+def wait_until_slabs_are_gone() -> None:
+    """They stay for a second after they were last used."""
+    deadline = time.monotonic() + PATIENCE
+    while has_slabs() and time.monotonic() < deadline:
+        time.sleep(PAUSE)
+
+
+def give_back_soon(size: int) -> None:
+    """Have the C library give back at once what has so many bytes, or more (mallopt(3)).
+
+    Else it keeps the memory of an array that a feeder's thread has freed, or not.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, SIZE)
+        mallopt(M_MMAP_THRESHOLD, size)
+
+
+def work(course: Course) -> str:
+    """Send a hundredth, look at what comes back, and wait until its memory has been given back."""
+    give_back_soon(SIZE)
     count = course.scaled(ARRAYS)
     with make_pool(2) as pool:
         for numbers in course.turns(count):
@@ -58,9 +72,7 @@ def work(course: Course) -> str:
                 assert array.shape == (SIZE,), f"array {number} came back as {array.shape}"
                 assert array[0] == array[SIZE // 2] == array[-1] == -number, f"array {number} came back as another"
             array = None  # the last one is not kept
-            deadline = time.monotonic() + PATIENCE
-            while has_slabs() and time.monotonic() < deadline:
-                time.sleep(PAUSE)
+            wait_until_slabs_are_gone()
             course.read(workers=2)
     return f"{count * SIZE * 8 / 1e9:,.0f} GB of arrays"
 

@@ -77,7 +77,7 @@ def strike(how: str) -> None:
 
 # -- Items and what is done with them ---------------------------------------------------------------
 
-LARGE = bytes(40_000)  # more than a message may have: it travels by a descriptor
+LARGE = bytes(150_000)  # so many have a slab of their own
 SURVIVOR = 7  # what becomes of an item that strikes while it travels, where the struck process goes on
 _MARK = 100  # items from here on are marked
 

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 KIB, MIB = 1 << 10, 1 << 20
-LARGE = 100 * KIB  # bytes: more than a message has room for
+LARGE = 200 * KIB  # bytes: so many have a slab of their own
+MIDDLE = 100 * KIB  # bytes: more than a message has room for; they travel in a slab with others
 PATIENCE = 30.0  # seconds after which something that does not come is a failure, not a wait
 
 _ITEM = 4  # bytes of a number in these arrays

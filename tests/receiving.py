@@ -88,6 +88,10 @@ class Receiver:
         """Note it."""
         self._note("refused", refusal[1])
 
+    def on_unreceived(self, told: tuple[int, int]) -> None:
+        """Note it."""
+        self._note("unreceived", told[1])
+
     def on_unsendable(self, failure: tuple[int, BaseException]) -> None:
         """Note it."""
         self._note("unsendable", failure[0])

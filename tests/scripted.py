@@ -192,7 +192,7 @@ class ScriptedEngine:
 
     credit = 8
     packet_room = 1
-    body_room = 1 << 62
+    body_room = sure_room = 1 << 62
     prompt = True  # an idle worker answers before its caller would have slept
 
     def __init__(self) -> None:

@@ -229,7 +229,8 @@ class SimulatedPool:
         if packet is None:
             return
         done = told.offset + told.units
-        if done <= packet.done:
+        if done <= packet.done or told.offset > packet.done:
+            # It is known; or what was read from an outbox comes after what is in a message that is still to come.
             del self.events[0]
             return
         packet.slot.lain = 0

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from pairpool import errors
+from pairpool import _jobs, errors
 from pairpool._answers import STARTS_THAT_MAY_FAIL
 from pairpool._codec import Definition, DefinitionKind
 from pairpool._core import RETRY, SHORTAGE
 from pairpool._dispatch import BatchJob
 from pairpool._iterators import IMapIterator
+from pairpool._jobs import Call
 from pairpool._packet import COMMITTED_HEAD, OutcomeMode, Status
 from pairpool._states import Packet
 from pairpool.engines import Outcomes
@@ -97,17 +98,27 @@ def test_outcomes_of_another_worker_s_packet_are_ignored(stage: Stage) -> None:
     assert outcome(result) == 2
 
 
-def test_a_shared_payload_that_comes_after_some_of_its_units_costs_the_worker(stage: Stage) -> None:
-    """Units of a map that were told already are not told again together with others."""
-    result = stage.map(range(1, 100, 2))
+@pytest.mark.parametrize("iterates", [False, True], ids=["map", "imap"])
+@pytest.mark.parametrize("short", [False, True])
+def test_of_a_shared_payload_nothing_is_told_twice(stage: Stage, iterates: bool, short: bool) -> None:
+    """Of units some of which were told before it has the others; where it has too few values all of those fail."""
+    numbers = range(1, 100, 2)
+    result = stage.batch(IMapIterator(stage.dispatcher, None), numbers) if iterates else stage.map(numbers)
     worker, packet = queued_packet(stage)
+    first, count = packet.first, packet.count
     tell_first_unit(stage, worker, packet)
-    lie = Outcomes(worker.slot, packet.ident, OutcomeMode.SHARED, 0, packet.count, 0, [[None] * packet.count])
-    stage.post(stage.dispatcher.on_outcomes, lie)
-    assert worker not in stage.workers
+    values = [f"shared {unit}" for unit in range(count - short)]
+    answer = Outcomes(worker.slot, packet.ident, OutcomeMode.SHARED, 0, count, 0, [values])
+    stage.post(stage.dispatcher.on_outcomes, answer)
     stage.run()
-    assert None not in outcome(result)
-    assert len(outcome(result)) == 50
+    found = outcome(result)
+    problem = f"PairpoolError('a worker did not answer {count - 1} items with as many results')"
+    if short and not iterates:
+        assert found == problem
+        return
+    assert found[first : first + count] == ["told", *([problem] * (count - 1) if short else values[1:])]
+    expected = [2 * number for number in numbers]
+    assert (found[:first], found[first + count :]) == (expected[:first], expected[first + count :])
 
 
 def test_an_outbox_may_be_read_before_the_message_with_what_lay_there_first(stage: Stage) -> None:
@@ -137,6 +148,50 @@ def test_a_refusal_that_cannot_be_costs_the_worker(stage: Stage, places: tuple[i
     assert outcome(lost).startswith("WorkerLostError('worker process")
     assert stage.ran == []
     assert len(stage.workers) == 2
+
+
+def unreceived(stage: Stage, worker: ScriptedWorker) -> int:
+    """Have a worker say that it could not receive what it was sent; return how many units that had."""
+    packet, _ = worker.queue.popleft()
+    count = stage.dispatcher.scheduler.packets[packet].count
+    stage.post(stage.dispatcher.on_unreceived, (worker.slot, packet))
+    return count
+
+
+@pytest.mark.parametrize("for_ever", [False, True])
+def test_what_could_not_be_received_is_sent_once_more(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, for_ever: bool
+) -> None:
+    """In packets that are small; of those its units fail that cannot be received either, and the worker lives."""
+    monkeypatch.setattr(_jobs, "takes", lambda _: 1)
+    stage.engine.body_room, stage.engine.sure_room = 100, 3
+    numbers = [number for number in range(1, 60) if number % 10]
+    results = [stage.result() for _ in numbers]
+    for number, result in zip(numbers, results, strict=True):
+        stage.dispatcher.calls.incoming.append(Call(None, packed((stage.double, (number,), {})), result))
+    stage.enter()
+    worker, packet = queued_packet(stage)
+    assert unreceived(stage, worker) == packet.count > 3
+    again = next(each for each, _ in worker.queue)
+    assert 1 < stage.dispatcher.scheduler.packets[again].count <= 3
+    failed = unreceived(stage, worker) if for_ever else 0
+    stage.run()
+    assert worker in stage.workers
+    wrong = [result for number, result in zip(numbers, results, strict=True) if outcome(result) != 2 * number]
+    assert ["no descriptor free" in outcome(result) for result in wrong] == [True] * failed
+
+
+def test_what_was_answered_was_received(stage: Stage) -> None:
+    """Who says otherwise lies; of another worker's packet nobody is believed."""
+    result = stage.map(range(1, 100, 2))
+    worker, packet = queued_packet(stage)
+    (other,) = (each for each in stage.workers if each is not worker)
+    stage.post(stage.dispatcher.on_unreceived, (other.slot, packet.ident))
+    tell_first_unit(stage, worker, packet)
+    stage.post(stage.dispatcher.on_unreceived, (worker.slot, packet.ident))
+    assert (worker in stage.workers, other in stage.workers) == (False, True)
+    stage.run()
+    assert len(outcome(result)) == 50
 
 
 def test_a_refusal_of_another_worker_s_packet_is_ignored(stage: Stage) -> None:
@@ -287,6 +342,29 @@ def test_items_for_which_there_is_no_room_end_alone(stage: Stage, fed: bool) -> 
         stage.run()
     results = [result if type(result) is int else "could not be sent" in result for result in outcome(iterator)]
     assert results == [2, 4, True, True, 10, 12, True, 16]
+
+
+def test_units_go_together_as_far_as_there_is_room(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system has no room for large packets there are smaller ones at once, and not such of one unit."""
+    made, sent, refused = stage.engine.entry, list[int](), list[int]()
+
+    def entry(slot: int, packet: int, body: Any) -> Any:
+        (sent if body.units <= 3 else refused).append(body.units)
+        if body.units > 3:
+            raise NO_ROOM[0]
+        return made(slot, packet, body)
+
+    monkeypatch.setattr(_jobs, "takes", lambda _: 1)
+    stage.engine.body_room, stage.engine.sure_room = 100, 3
+    stage.engine.entry = entry  # type: ignore[method-assign]
+    numbers = [number for number in range(100) if number % 10]
+    results = [stage.result() for _ in numbers]
+    for number, result in zip(numbers, results, strict=True):
+        stage.dispatcher.calls.incoming.append(Call(None, packed((stage.double, (number,), {})), result))
+    stage.run()
+    assert [outcome(result) for result in results] == [2 * number for number in numbers]
+    assert refused
+    assert sent.count(3) > len(sent) // 2
 
 
 def test_a_function_that_can_travel_in_no_way_ends_its_call(stage: Stage) -> None:

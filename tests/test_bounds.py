@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import pairpool
+from pairpool import _iterators
 from pairpool._feeder import Feeder
 from receiving import PATIENCE
 from tasks import Line, identity
@@ -216,7 +217,7 @@ def test_options_bound_iterators_too(make_pool: MakePool, face: str) -> None:
 
 # -- Bytes -------------------------------------------------------------------------------------------
 
-EACH = 10_000  # numbers in an array
+EACH = 20_000  # numbers in an array
 BYTES = 8 * EACH
 
 
@@ -245,6 +246,29 @@ def test_no_more_bytes_are_pulled_than_may_be(
     with pytest.raises(StopIteration):
         source.take(results)
     assert all(bytes(each) == bytes(make(0)) for each in found)
+    assert source.most <= 3 * 5
+
+
+def of_middling(_: int) -> bytes:
+    """Make an item that travels in a slab with others."""
+    return bytes(100_000)
+
+
+@every_face
+@pytest.mark.parametrize(("make", "size"), [(of_arrays, BYTES), (of_middling, 100_000)])
+def test_without_a_bound_there_is_one_for_what_is_large(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, face: str, make: Callable[[int], Any], size: int
+) -> None:
+    """As many bytes as memory allows, in items and results that nobody has taken yet."""
+    monkeypatch.setattr(_iterators, "transit_limit", lambda: 5 * size)
+    source = Source(200, make)
+    pool = make_pool(2)
+    results = getattr(pool, face)(identity, source)
+    source.await_pulled(5)
+    for item in range(100):
+        assert pool.apply(identity, (item,)) == item
+    assert source.pulled <= 3 * 5
+    assert all(bytes(source.take(results)) == bytes(make(0)) for _ in range(200))
     assert source.most <= 3 * 5
 
 
@@ -331,3 +355,25 @@ def test_threads_have_bounds_too() -> None:
         source.await_pulled(3)
         assert [source.take(results) for _ in range(50)] == list(range(50))
     assert source.most == 3
+
+
+class _Unhashable(type):  # noqa: PLW1641  (that is what it is for)
+    """Has classes that cannot be looked for in a set."""
+
+    def __eq__(cls, other: object) -> bool:
+        return cls is other
+
+
+class _Peculiar(metaclass=_Unhashable):
+    """Whose size nobody is to ask for."""
+
+    def __len__(self) -> int:
+        raise SystemExit
+
+
+def test_results_of_threads_are_let_alone() -> None:
+    """Nobody looks at what they are: that would be code of the user's."""
+    given = _Peculiar()
+    with pairpool.ThreadPool(2) as pool:
+        results = pool.imap(identity, (given for _ in range(20)))
+        assert all(each is given for each in results)

@@ -65,6 +65,17 @@ class TestNeeds:
 
         assert names(payload.needs) == ["Base_in_main", "Class_in_main", "helper_in_main"]
 
+    @pytest.mark.parametrize("inherited", [False, True])
+    def test_large(self, inherited: bool) -> None:
+        """One that is large is known to be, and ends a portion, also where workers need nothing for it."""
+        thing, payloads = MAIN["Class_in_main"](), list[Any]()
+        thing.data = bytes(50_000)
+        encoder = Encoder(inherited=inherited)
+        encoder.dumps_each([[1], thing, [2]], payloads)
+
+        assert [type(each) is Payload and each.large for each in payloads] == [False, True]
+        assert bool(payloads[1].needs) is not inherited
+
     def test_one_among_many(self) -> None:
         """Of objects that are pickled together those that have to do with the main module need something."""
         payloads: list[Any] = []

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from codec_things import LOCAL, Reducing, Thing, add, whole
-from pairpool._codec import Decoder, Encoder, decode_result, encode_result
+from pairpool._codec import Decoder, Encoder, Payload, decode_result, encode_result
+from pairpool._envelope import LARGEST_TOGETHER
 
 
 class UnpicklingError(Exception):
@@ -52,6 +53,32 @@ class Unshowable:
 
 class TestResults:
     """What a worker returns."""
+
+    @pytest.mark.parametrize("size", [50_000, 250_000])
+    def test_large(self, size: int) -> None:
+        """Those that would be read from a slab, and not mapped, are bytes as small ones are."""
+        for value in (bytes(size), array.array("b", bytes(size)), [str(number) for number in range(size // 8)]):
+            encoded = encode_result(value)
+            if size < LARGEST_TOGETHER:
+                assert isinstance(encoded, bytes)
+                assert decode_result(encoded) == value
+            else:
+                assert isinstance(encoded, Payload)
+                encoded.close()
+
+    @pytest.mark.parametrize(
+        ("pickles", "plain"),
+        [
+            ([1, "x", b"y", [None], {"a": (2.0,)}], True),
+            ([1, add], False),
+            ([1, b"x" * 900, 2, 3], True),  # few bytes each
+            ([bytes(10_000)], False),  # to look through that would take longer than to load it
+            ([], True),
+        ],
+    )
+    def test_are_plain(self, pickles: list[Any], plain: bool) -> None:
+        """Where nobody sees when they are loaded, and it takes no time to find out."""
+        assert Encoder.are_plain([encode_result(each) for each in pickles]) is plain
 
     @pytest.mark.parametrize("value", [None, 5, {"a": [1]}, Thing, add, array.array("i", [1])], ids=repr)
     def test_arrive(self, value: Any) -> None:

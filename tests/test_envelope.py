@@ -18,7 +18,7 @@ from codec_things import arrive, whole
 from pairpool import _slab
 from pairpool._by_value import DefinitionPickler
 from pairpool._codec import Decoder, Encoder, decode_result, encode_result
-from pairpool._envelope import LARGEST_INLINE, Large, pack
+from pairpool._envelope import LARGEST_TOGETHER, Large, pack
 from pairpool._payload import Payload, says_enough
 from pairpool._plain import PlainPickler
 from pairpool._slab import Arena, layout, put_for_all, put_once
@@ -40,7 +40,7 @@ def travel(obj: Any, put: _slab.Put = put_once) -> Any:
     """Pack and open something large."""
     data, slab, _ = pack(pickled(obj), put, 0)
     assert slab is not None
-    assert len(data) <= LARGEST_INLINE
+    assert len(data) <= LARGEST_TOGETHER
     return Decoder.loads(data, (os.dup(slab.fileno()),))
 
 
@@ -67,19 +67,19 @@ def read_only(array: Any) -> Any:
 RECORDS = np.dtype([("name", "U5"), ("at", "M8[s]"), ("x", "f4", (2, 3))])
 
 ARRAYS: dict[str, Callable[[], list[Any]]] = {
-    "one": lambda: [numbers(10_000)],
-    "several": lambda: [numbers(10_000), numbers(70_000, dtype="i2"), numbers(5_000, dtype="c16")],
-    "large and small": lambda: [numbers(3), numbers(10_000), numbers(5)],
-    "just inline and just not": lambda: [numbers(LARGEST_INLINE, dtype="u1"), numbers(LARGEST_INLINE + 1, dtype="u1")],
-    "of no size": lambda: [numbers(0), numbers(10_000), np.empty((3, 0, 2)), np.array(5.0)],
-    "read-only": lambda: [read_only(numbers(10_000)), numbers(10_000), read_only(numbers(5))],
-    "by columns": lambda: [np.asfortranarray(numbers(10_000).reshape(100, 100))],
+    "one": lambda: [numbers(20_000)],
+    "several": lambda: [numbers(20_000), numbers(70_000, dtype="i2"), numbers(10_000, dtype="c16")],
+    "large and small": lambda: [numbers(3), numbers(20_000), numbers(5), numbers(10_000)],
+    "just inside and just not": lambda: [numbers(LARGEST_TOGETHER + more, dtype="u1") for more in (0, 1)],
+    "of no size": lambda: [numbers(0), numbers(20_000), np.empty((3, 0, 2)), np.array(5.0)],
+    "read-only": lambda: [read_only(numbers(20_000)), numbers(20_000), read_only(numbers(5))],
+    "by columns": lambda: [np.asfortranarray(numbers(size * size).reshape(size, size)) for size in (100, 150)],
     "not contiguous": lambda: [numbers(50_000)[::2], numbers(40_000).reshape(200, 200)[:, 3:90]],
-    "records": lambda: [np.zeros(2_000, RECORDS), np.array(["a", "bc"] * 9_000)],
-    "of objects": lambda: [np.array([None, "x", 5] * 20_000, dtype=object), numbers(10_000)],
-    "many": lambda: [numbers(5_000 + number) for number in range(30)],
-    "many of all sizes": lambda: [numbers(size) for size in (200_000, 5_000, 5, 300_000, 5_000, 6_000, 0)],
-    "long stream": lambda: [numbers(10_000), np.array([str(number) for number in range(20_000)], dtype=object)],
+    "records": lambda: [np.zeros(4_000, RECORDS), np.array(["a", "bc"] * 9_000)],
+    "of objects": lambda: [np.array([None, "x", 5] * 20_000, dtype=object), numbers(20_000)],
+    "many": lambda: [numbers(20_000 + number) for number in range(30)],
+    "many of all sizes": lambda: [numbers(size) for size in (200_000, 20_000, 5, 300_000, 5_000, 20_000, 0)],
+    "long stream": lambda: [numbers(20_000), np.array([str(number) for number in range(20_000)], dtype=object)],
 }
 PUTS: dict[str, _slab.Put] = {"arena": Arena().put, "once": put_once, "for all": put_for_all}
 
@@ -99,16 +99,16 @@ def test_arrays_arrive_as_they_were(arrays: str, put: str) -> None:
             assert found.flags.writeable == array.flags.writeable
             if found.flags.writeable:
                 found[...] = array
-        elif array.nbytes > LARGEST_INLINE and array.flags.contiguous and array.dtype.kind in "iuc":
+        elif array.nbytes > LARGEST_TOGETHER and array.flags.contiguous and array.dtype.kind in "iuc":
             assert not found.flags.writeable
     PUTS["arena"].__self__.trim()  # type: ignore[attr-defined]
 
 
 DATA: dict[str, Any] = {
-    "bytes": b"x" * 100_000,
-    "a bytearray": bytearray(b"x" * 100_000),
+    "bytes": b"x" * 200_000,
+    "a bytearray": bytearray(b"x" * 200_000),
     "a string": "\u20ac" * 50_000,
-    "an int": 1 << 800_000,
+    "an int": 1 << 1_600_000,
     "many small": [(number, str(number)) for number in range(20_000)],
     "of every sort": [
         b"a" * FRAME,
@@ -118,8 +118,8 @@ DATA: dict[str, Any] = {
         None,
         [[b"d" * 70_000]],
     ],
-    "a little too large": b"x" * LARGEST_INLINE,
-    "the same twice": [b"x" * 100_000] * 2,
+    "a little too large": b"x" * LARGEST_TOGETHER,
+    "the same twice": [b"x" * 200_000] * 2,
 }
 
 
@@ -134,7 +134,7 @@ def test_data_arrives_as_it_was(data: str) -> None:
 
 def test_buffers_arrive_as_they_were() -> None:
     """Those that were read-only are, others can be written to; each once, however often it is named."""
-    buffer, still, array = bytearray(b"b" * 100_000), b"s" * 100_000, numbers(10_000)
+    buffer, still, array = bytearray(b"b" * 200_000), b"s" * 200_000, numbers(20_000)
     found = travel([pickle.PickleBuffer(buffer), pickle.PickleBuffer(still), array, array, array[:20], buffer])
     assert [bytes(each) for each in found[:2]] == [buffer, still]
     assert [memoryview(each).readonly for each in found[:2]] == [False, True]
@@ -156,11 +156,11 @@ def test_the_sender_s_are_left_alone() -> None:
 
 def test_the_stream_is_in_the_envelope_where_it_is_short() -> None:
     """Then the slab has nothing but buffers, one after another."""
-    arrays = [numbers(10_000), numbers(20_000)]
+    arrays = [numbers(20_000), numbers(30_000)]
     large = pickled(arrays)
     data, slab, size = pack(large, put_once, 0)
     assert slab is not None
-    assert size == layout([80_000, 160_000])[1]
+    assert size == layout([160_000, 240_000])[1]
     assert b"".join(large.chunks) in data
     assert os.pread(slab.fileno(), size, 0) == bytes(arrays[0]) + bytes(arrays[1])
     large = pickled([*arrays, b"x" * 5_000])

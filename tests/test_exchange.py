@@ -153,7 +153,7 @@ def test_what_an_interrupted_caller_has_heard_is_not_lost(make_pool: MakePool, m
     for _ in range(50):
         monkeypatch.setattr(WorkerHandle, "answer", hear_and_be_struck)
         try:
-            assert len(pool.apply(bytes, (100_000,))) == 100_000  # it may have come too late to be heard
+            assert len(pool.apply(bytes, (200_000,))) == 200_000  # it may have come too late to be heard
         except Interrupted:
             pass
         monkeypatch.undo()
@@ -288,10 +288,11 @@ def test_whatever_is_asked_comes_back(make_pool: MakePool, start_method: str) ->
     """Values and errors of every size, by every start method."""
     pool = make_pool(2, start_method=start_method)
     for _ in range(3):
-        for item in (1, "two", [3], bytes(1000), bytes(100_000), None):
+        for item in (1, "two", [3], bytes(1000), bytes(100_000), bytes(200_000), None):
             assert pool.apply(identity, (item,)) == item
-        assert pool.apply(len, (bytes(100_000),)) == 100_000
-        assert len(pool.apply(bytes, (100_000,))) == 100_000
+        for size in (100_000, 200_000):
+            assert pool.apply(len, (bytes(size),)) == size
+            assert len(pool.apply(bytes, (size,))) == size
         with pytest.raises(ValueError, match="fails at 5"):
             pool.apply(fail, (5,))
         assert pool.apply(lambda: 7) == 7

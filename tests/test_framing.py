@@ -30,7 +30,7 @@ twin = twins.twin  # the fixture
 
 HEADER = struct.Struct("<4sBBHQI")
 FUNCTIONS = ["await_message", "flush", "pack", "receive", "unpack", "wait_ready"]
-PRIMITIVES = ["page_begin", "page_claim", "page_take"]
+PRIMITIVES = ["page_begin", "page_claim", "page_run", "page_take"]
 SLABS = ["slab_is_free", "slab_lend", "slab_map", "slab_seals"]
 REPEATS = 100
 CONSTANTS = ["MESSAGE_LIMIT", "READY_LIMIT", "UNIT_LIMIT"]
@@ -257,6 +257,10 @@ def exercise(twin: ModuleType) -> None:
                 page = bytearray(64)
                 twin.page_begin(page, 2**40, 4000)
                 assert (twin.page_claim(page), twin.page_take(page, 2**40)) == (0, 1)
+                twin.page_begin(page, 1, 20)
+                assert twin.page_claim(page) == 0
+                twin.page_run(page, str, range(20), values := list[Any]())
+                assert values == list(map(str, range(20)))
             lent = twin.slab_lend(slab, select.epoll.fromfd)
             assert not twin.slab_is_free(slab)
             assert len(twin.slab_map(lent.fileno(), PAGESIZE, False)) == twin.slab_seals(lent.fileno(), 1) * PAGESIZE
@@ -279,6 +283,10 @@ def exercise(twin: ModuleType) -> None:
         ("wait_ready", (epoll, 0.0, 0.0)),
         ("page_begin", (bytearray(8), 1, 1)),
         ("page_claim", (bytes(64),)),
+        ("page_run", (bytearray(64), int, ["text"], [])),
+        ("page_run", (bytearray(64), int, [], [])),
+        ("page_run", (bytes(64), abs, [1], [])),
+        ("page_run", (bytearray(64), abs, [1], ())),
         ("page_take", (bytearray(64), 2**48)),
         ("slab_lend", (2**20, select.epoll.fromfd)),
         ("slab_lend", (-1, select.epoll.fromfd)),
@@ -292,7 +300,7 @@ def exercise(twin: ModuleType) -> None:
     for name, arguments in failures * REPEATS:
         try:
             getattr(twin, name)(*arguments)
-        except (ValueError, TypeError, OSError, AttributeError, BufferError, FramingError):
+        except (ValueError, TypeError, OSError, AttributeError, BufferError, IndexError, FramingError):
             continue
         pytest.fail(f"{name} did not fail")
     os.close(slab)

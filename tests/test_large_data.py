@@ -28,7 +28,7 @@ from numpy.lib.recfunctions import repack_fields
 
 import pairpool
 from forks import exit_code, fork_child
-from large import KIB, LARGE, MIB, PATIENCE, Array, fresh, is_all, numbers_in, scribble
+from large import KIB, LARGE, MIB, MIDDLE, PATIENCE, Array, fresh, is_all, numbers_in, scribble
 from pairpool import Retry
 from tasks import Line, identity
 
@@ -289,7 +289,7 @@ def test_what_arrives_is_what_pickle_makes_of_it(make_pool: MakePool, face: str)
     check()
 
 
-@pytest.mark.parametrize("size", [SMALL, LARGE])
+@pytest.mark.parametrize("size", [SMALL, MIDDLE, LARGE])
 def test_a_buffer_may_be_in_fortrans_order(make_pool: MakePool, size: int) -> None:
     """It arrives as pickle has it: as its bytes, as they lie in memory."""
     lump = Lump(np.arange(size // 8, dtype="<u8").reshape(2, -1).copy(order="F"))
@@ -297,13 +297,15 @@ def test_a_buffer_may_be_in_fortrans_order(make_pool: MakePool, size: int) -> No
     assert seen == describe(returned) == describe(there(lump))
 
 
-@pytest.mark.parametrize("content", [bytes(LARGE), bytearray(LARGE)], ids=["bytes", "bytearray"])
-def test_a_bare_buffer_arrives(make_pool: MakePool, content: Any) -> None:
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+@pytest.mark.parametrize("size", [SMALL, MIDDLE, LARGE])
+def test_a_bare_buffer_arrives(make_pool: MakePool, kind: type[bytes | bytearray], size: int) -> None:
     """With nothing around it: there and back, with what may be written."""
-    pool = make_pool(1)
-    returned = pool.apply(identity, (pickle.PickleBuffer(content),))
+    pool, content = make_pool(1), kind(size)
+    returned: Any = pool.apply(identity, (pickle.PickleBuffer(content),))
     view = memoryview(returned)
-    assert (view.readonly, view) == (isinstance(content, bytes), content)
+    assert view.readonly is isinstance(content, bytes)
+    assert bytes(view) == content
 
 
 def test_a_buffer_in_pieces_is_refused(make_pool: MakePool) -> None:

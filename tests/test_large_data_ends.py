@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from random import Random, randrange
@@ -31,6 +31,7 @@ from large import (
     KIB,
     LARGE,
     MIB,
+    MIDDLE,
     PATIENCE,
     Array,
     batches,
@@ -221,18 +222,19 @@ def test_a_worker_has_few_descriptors_open(make_pool: MakePool) -> None:
 
 
 FEW_AND_WHO = [
-    (64, "fork", "anybody"),
-    (160, "fork", "ordinary"),
-    *((160, method, "anybody") for method in START_METHODS),
+    (64, 100, "fork", "anybody"),
+    (64, 200, "fork", "anybody"),
+    (160, 200, "fork", "ordinary"),
+    *((160, 200, method, "anybody") for method in START_METHODS),
 ]
 
 
-@pytest.mark.parametrize(("few", "method", "who"), FEW_AND_WHO)
-def test_a_program_with_few_descriptors_keeps_many_results(few: int, method: str, who: str) -> None:
+@pytest.mark.parametrize(("few", "size", "method", "who"), FEW_AND_WHO)
+def test_a_program_with_few_descriptors_keeps_many_results(few: int, size: int, method: str, who: str) -> None:
     """The program says what it checks; it prints one word when all of it held."""
     if who == "ordinary" and os.getuid() != 0:
         pytest.skip("whoever runs this is an ordinary user already")
-    command = [sys.executable, "-W", "error", str(PROGRAM), method, str(few), who]
+    command = [sys.executable, "-W", "error", str(PROGRAM), method, str(few), str(size), who]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (done.stdout, done.stderr) == ("done\n", "")
 
@@ -245,8 +247,15 @@ def result_or_errno(iterator: Iterator[Any]) -> list[int]:
         return [-(error.errno or 0)]
 
 
-def test_where_no_descriptor_is_free_a_result_fails_alone(make_pool: MakePool) -> None:
+def of_size(size: int, number: int) -> Array:
+    """Make an array of so many bytes, full of a number."""
+    return fresh(number, size)
+
+
+@pytest.mark.parametrize("size", [4 * KIB, MIDDLE, LARGE])
+def test_where_no_descriptor_is_free_a_result_fails_alone(make_pool: MakePool, size: int) -> None:
     """Those of the caller are nearly all taken: no worker is blamed for that, and it passes."""
+    make = partial(of_size, size)
     pool = make_pool(2)
     pids = sorted(worker.pid for worker in pool._pool)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -256,14 +265,82 @@ def test_where_no_descriptor_is_free_a_result_fails_alone(make_pool: MakePool) -
         resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 12, limits[1]))
         spare = highest + 12 - len(os.listdir("/proc/self/fd")) - 8
         taken += [os.open(os.devnull, os.O_RDONLY) for _ in range(spare)]
-        results = pool.imap(fresh, range(100))
+        results = pool.imap(make, range(100))
         assert all(result_or_errno(results) in ([number], [-errno.EMFILE]) for number in range(100))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         for descriptor in taken:
             os.close(descriptor)
     assert sorted(worker.pid for worker in pool._pool) == pids
-    assert [numbers_in(each) for each in pool.imap(fresh, range(100))] == [[number] for number in range(100)]
+    assert [numbers_in(each) for each in pool.imap(make, range(100))] == [[number] for number in range(100)]
+
+
+KEPT_OPEN: list[int] = []
+
+
+def leave_free(number: int) -> None:
+    """As an initializer: let the worker have so many descriptors more, of any number."""
+    highest = max(map(int, os.listdir("/proc/self/fd"))) + 20
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest, highest))
+    with suppress(OSError):
+        while True:
+            KEPT_OPEN.append(os.dup(0))
+    for descriptor in KEPT_OPEN[:number]:
+        os.close(descriptor)
+
+
+def write_nothing() -> None:
+    """As an initializer, of a sandbox say: no file may have a byte, nor may memory that is one."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+
+POOR: dict[str, tuple[Any, ...]] = {
+    "no descriptor": (leave_free, (0,)),
+    "few descriptors": (leave_free, (8,)),
+    "no files": (write_nothing,),
+}
+
+
+@pytest.mark.parametrize("face", ["map", "imap", "apply_async"])
+@pytest.mark.parametrize("why", POOR)
+def test_small_items_need_nothing_that_a_worker_may_lack(make_pool: MakePool, why: str, face: str) -> None:
+    """Nor do their results, however many of them go together elsewhere."""
+    pool = make_pool(2, *POOR[why])
+    pids = sorted(worker.pid for worker in pool._pool)
+    for items in ([bytes([number % 256]) * 4000 for number in range(300)], list(range(5000))):
+        if face == "map":
+            assert pool.map_async(identity, items, chunksize=1).get(PATIENCE) == items
+        elif face == "imap":
+            results = pool.imap(identity, items)
+            assert [results.next(PATIENCE) for _ in items] == items
+        else:
+            assert [result.get(PATIENCE) for result in [pool.apply_async(identity, (i,)) for i in items]] == items
+    assert sorted(worker.pid for worker in pool._pool) == pids
+
+
+@pytest.mark.parametrize(
+    ("why", "receives", "sends"),
+    [("no descriptor", False, False), ("few descriptors", True, True), ("no files", True, False)],
+)
+@pytest.mark.parametrize("size", [MIDDLE, LARGE])
+def test_what_a_worker_lacks_the_means_for_fails_alone(
+    make_pool: MakePool, why: str, receives: bool, sends: bool, size: int
+) -> None:
+    """What is large on its way there, or back; the worker that cannot receive or send it lives."""
+    pool = make_pool(1, *POOR[why])
+    (pid,) = [worker.pid for worker in pool._pool]
+    there = pool.apply_async(is_all, (fresh(1, size), 1))
+    back = pool.apply_async(fresh, (2, size))
+    others = [pool.apply_async(identity, (number,)) for number in range(50)]
+    for result, right, can in ((there, True, receives), (back, [2], sends)):
+        if can:
+            value = result.get(PATIENCE)
+            assert (value if result is there else numbers_in(value)) == right
+        else:
+            with pytest.raises(pairpool.PairpoolError, match="could not be sent"):
+                result.get(PATIENCE)
+    assert [other.get(PATIENCE) for other in others] == list(range(50))
+    assert [worker.pid for worker in pool._pool] == [pid]
 
 
 def use_little_memory() -> None:

@@ -25,11 +25,13 @@ from forks import open_descriptors
 from holdings import Holdings, remains
 from interruptions import Interrupted
 from liars import LIES, lie, lie_of_a_map, lie_once, worker_here
-from pairpool import _channel, _core, _framing, _pacing
+from pairpool import _channel, _core, _framing, _pacing, _slab
+from pairpool._body import Body
 from pairpool._codec import Definition, DefinitionKind, Encoder, Payload
 from pairpool._descriptors import OwnedDescriptors
 from pairpool._handle import WorkerHandle
 from pairpool._jobs import BatchJob, Call, CallJob
+from pairpool._outgoing import Outgoing
 from pairpool._slab import Arena
 from pairpool._worker import Worker
 from pairpool._zygote import Zygote
@@ -43,7 +45,7 @@ from zygotes import has_ended, stop_process
 MakePool = Callable[..., Any]
 MakeLine = Callable[[], Line]
 
-LARGE = bytes(100_000)  # more than a message may have: it travels in a memfd
+LARGE = bytes(200_000)  # so many have a slab of their own
 
 
 def make_large(_: int) -> bytes:
@@ -624,6 +626,62 @@ def test_a_packet_has_no_more_descriptors_than_travel(make: Callable[[int], Any]
     engine = LocalEngine(multiprocessing.get_context("fork"))
     bodies = [make(each).build(0, 4000, set(), engine.body_room) for each in (1, 10, 200)]
     assert [150 < len(body.descriptors) <= 252 for body in bodies] == [True] * 3
+
+
+def _pack(body: Body) -> tuple[bytes, OwnedDescriptors]:
+    """Return the message that a packet is sent as, and the descriptors beside it."""
+    handle: Any = SimpleNamespace(tasks=None)
+    (_, message, descriptors), _ = Outgoing(Arena()).pack(handle, 1, body)
+    return message, descriptors
+
+
+@pytest.mark.parametrize("size", [100, 4_000, 30_000, 100_000])
+def test_small_payloads_travel_together(size: int) -> None:
+    """In one slab as many as belong into a packet; without one as many as a message carries, one in any case."""
+    engine = LocalEngine(multiprocessing.get_context("fork"))
+    payload = Encoder().dumps(bytes(size))
+    job = _items_with(0)
+    job.prepared = dict.fromkeys(range(4000), payload)
+    body = job.build(0, 4000, set(), engine.body_room)
+    message, descriptors = _pack(body)
+    assert (body.units + 1) * (size + 100) > engine.body_room
+    assert len(message) < 100
+    assert len(descriptors) == 1
+    body = job.build(0, 4000, set(), engine.sure_room)
+    message, descriptors = _pack(body)
+    assert (body.units + 1) * (size + 100) > engine.sure_room
+    assert (len(message) < 100) is (len(descriptors) == 1) is (size == 100_000)
+
+
+def test_only_what_cannot_go_by_itself_takes_descriptors_of_the_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where slabs have taken as many as they may a packet of several units is refused, and one of one unit is not."""
+    monkeypatch.setattr(_slab, "HIGHEST", 3)
+    monkeypatch.setattr(_slab, "LOWEST", 0)
+    job = _items_with(0)
+    job.prepared = dict.fromkeys(range(4000), bytes(4_000))
+    with pytest.raises(OSError, match="as many descriptors as they may"):
+        _pack(job.build(0, 4000, set(), 1 << 18))
+    job.prepared[0] = bytes(100_000)
+    message, descriptors = _pack(job.build(0, 1, set(), 1 << 18))
+    assert len(message) < 100
+    assert len(descriptors) == 1
+
+
+@pytest.mark.parametrize("face", ["map", "imap", "apply_async"])
+def test_small_payloads_need_no_descriptors(make_pool: MakePool, face: str) -> None:
+    """Neither they nor their results, where there are none to be had."""
+    pool = make_pool(2)
+    items = [bytes([number % 256]) * 4_000 for number in range(1_000)]
+    assert pool.map_async(identity, items, chunksize=1).get(PATIENCE) == items
+    with room_for(0):
+        if face == "apply_async":
+            results = [pool.apply_async(identity, (item,)) for item in items]
+            assert [result.get(PATIENCE) for result in results] == items
+        elif face == "imap":
+            iterator = pool.imap(identity, items)
+            assert [iterator.next(PATIENCE) for _ in items] == items
+        else:
+            assert pool.map_async(identity, items, chunksize=1).get(PATIENCE) == items
 
 
 def test_a_packet_is_recalled_though_its_descriptors_are_lost(make_pool: MakePool, make_line: MakeLine) -> None:

@@ -10,12 +10,15 @@ import random
 import signal
 import struct
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 import twins
 from forks import exit_code, fork_child, open_descriptors, run_in_child
+from interruptions import Interrupted
 from pairpool import _descriptors, _framing_py, _page
 from pairpool._page import Page, Phase
 from twins import TWINS
@@ -83,6 +86,81 @@ def test_units_are_claimed_in_order(worker: Page, count: int) -> None:
 
     assert claims(worker) == list(range(count))
     assert worker.claim() == -1
+
+
+# -- Running what is claimed -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 2, 100, LONGEST])
+def test_units_are_run_in_order(parent: Page, worker: Page, count: int) -> None:
+    """Each with the item of its number, and marked while it runs."""
+    worker.begin(7, count)
+    assert worker.claim() == 0
+    values: list[Any] = []
+    worker.run(lambda item: (item, parent.read()[:3]), [f"item {number}" for number in range(count)], values)
+
+    assert values == [(f"item {number}", (7, number, Phase.UNPICKLING)) for number in range(count)]
+    assert worker.claim() == -1
+
+
+@pytest.mark.parametrize("at", [0, 1, 9])
+def test_what_a_unit_raises_comes_out(worker: Page, at: int) -> None:
+    """There is a value for each before it, and those after it can be run when somebody has seen to it."""
+    worker.begin(7, 10)
+    worker.claim()
+    values: list[Any] = []
+    with pytest.raises(IndexError):
+        worker.run(lambda item: [item][item == at], range(10), values)
+    assert values == list(range(at))
+    values.append("raised")
+    if worker.claim() >= 0:
+        worker.run(abs, range(10), values)
+
+    assert values == [*range(at), "raised", *range(at + 1, 10)]
+
+
+def test_what_the_parent_takes_is_not_run(parent: Page, worker: Page) -> None:
+    """Also where it takes it while a unit runs."""
+    worker.begin(7, 10)
+    worker.claim()
+    values: list[Any] = []
+    worker.run(lambda item: parent.take_tail(7, 10) if item == 3 else None, range(10), values)
+
+    assert values == [None, None, None, 4]
+
+
+def test_a_unit_that_forks_leaves_nothing_in_its_child(worker: Page) -> None:
+    """A child that it makes can unmap the page."""
+
+    def look(_: int) -> None:
+        assert worker._memory.closed
+
+    worker.begin(7, 1)
+    worker.claim()
+    values: list[Any] = []
+    worker.run(lambda item: run_in_child(partial(look, item)), [1], values)
+
+    assert values == [0]
+
+
+def test_a_handler_is_run_between_units(worker: Page) -> None:
+    """What it raises is the outcome of the one that ran."""
+
+    def raise_interrupted(*_: Any) -> None:
+        raise Interrupted
+
+    before = signal.signal(signal.SIGUSR1, raise_interrupted)
+    values: list[Any] = []
+    worker.begin(7, 10)
+    worker.claim()
+    try:
+        with pytest.raises(Interrupted):
+            worker.run(signal.raise_signal, [0, 0, signal.SIGUSR1, 0], values)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+    assert values == [None, None]
+    assert worker.claim() == 3
 
 
 def test_nothing_can_be_claimed_before_a_packet(worker: Page) -> None:

@@ -11,20 +11,19 @@ from pairpool._codec import DefinitionKind
 from pairpool._objects import ObjectCodec
 from pairpool._packet import DEFINITION_HEAD, TASKS_HEAD, Flag, Kind, Mode, OutcomeMode, Status
 from pairpool._runner import Gate, Runner
+from pairpool.engines.threads import ThreadPage
 
 DEFINITION = 7
 
 
-class Claims:
+class Claims(ThreadPage):
     """A page that gives the worker some units, then none."""
 
     def __init__(self, *units: int) -> None:
         self._units = [*reversed(units)]
 
-    def begin(self, packet: int, count: int) -> None: ...
-    def running(self) -> None: ...
-    def next_item(self) -> None: ...
-    def done(self) -> None: ...
+    def begin(self, packet: int, count: int) -> None:
+        """Enter a packet: it has the units that were given."""
 
     def claim(self) -> int:
         """Return the next unit, -1 where the parent has taken the rest."""

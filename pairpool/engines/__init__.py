@@ -90,6 +90,9 @@ class Handlers(Protocol):
     def on_refused(self, refusal: tuple[int, int, tuple[int, ...]]) -> None:
         """Argument: slot, packet, which of its needs (by their places) the slot's worker has otherwise."""
 
+    def on_unreceived(self, told: tuple[int, int]) -> None:
+        """Argument: slot, packet; the slot's worker had no descriptor free to receive it with."""
+
     def on_unsendable(self, failure: tuple[int, BaseException]) -> None:
         """Argument: packet, why it could not be sent, though its slot is well."""
 
@@ -181,7 +184,8 @@ class Engine(Protocol):
     encoder: Encoder  # the caller's half of the codec
     credit: int  # bytes of packets a slot may hold
     packet_room: int  # bytes the largest packet takes of it
-    body_room: int  # bytes of a packet's buffers up to which it travels cheapest
+    body_room: int  # bytes of a packet's buffers up to which units are put together
+    sure_room: int  # and up to which that takes nothing for which the system, or a worker, may have no room
     outbox: deque[Any]  # entries in the order in which they are to be sent
 
     @property

@@ -47,7 +47,7 @@ class InlineEngine:
 
     credit = 1 << 62
     packet_room = 0
-    body_room = 1 << 62
+    body_room = sure_room = 1 << 62
     processes = None
 
     def __init__(self) -> None:

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 GRACE = 5.0  # seconds that workers have to end after SIGTERM before they are killed
 STUCK = 1.0  # seconds beyond that after which the zygote, which should have done so, is killed with them
 REST = 0.005  # seconds until the kernel is asked again that pushed back for want of memory or descriptors
+BODY_ROOM = 1 << 18  # bytes of small payloads in a packet: its slab and its two messages cost as much as copying that
 LONGEST = 1_000_000.0  # seconds in one epoll: it counts milliseconds in 31 bits
 
 
@@ -70,7 +71,8 @@ class LocalEngine:
         self.encoder: Encoder = encoder
         self.credit = _channel.BUFFER_SIZE
         self.packet_room = _channel.charge(_framing.MESSAGE_LIMIT)
-        self.body_room = _framing.MESSAGE_LIMIT - 1024
+        self.body_room = BODY_ROOM
+        self.sure_room = _framing.MESSAGE_LIMIT - 1024
         self._outgoing = Outgoing(encoder.arena)
         self.outbox: deque[Any] = self._outgoing.entries
         self._context = context
@@ -137,7 +139,7 @@ class LocalEngine:
     # -- the protocol (dispatcher's lock held) ----------------------------------------------------------------
 
     def entry(self, slot: int, packet: int, body: Body) -> tuple[Any, int]:
-        return self._outgoing.pack(self._handles[slot], packet, body.buffers, body.descriptors)
+        return self._outgoing.pack(self._handles[slot], packet, body)
 
     def flush(self) -> None:
         if not self._outgoing.flush(self.handlers, self._condemn_at):

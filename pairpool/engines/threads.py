@@ -72,6 +72,12 @@ class ThreadPage:
         except IndexError:
             return -1
 
+    def run(self, function: Callable[[Any], Any], items: Sequence[Any], values: list[Any]) -> None:
+        unit = len(values)
+        while unit >= 0:
+            values.append(function(items[unit]))
+            unit = self.claim()
+
     def running(self) -> None: ...
     def next_item(self) -> None: ...
     def done(self) -> None: ...
@@ -150,7 +156,7 @@ class ThreadEngine:
 
     credit = 1 << 62  # nothing is copied, so nothing is counted
     packet_room = 0
-    body_room = 1 << 62
+    body_room = sure_room = 1 << 62
     processes = None
 
     def __init__(self) -> None:

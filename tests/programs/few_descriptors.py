@@ -1,7 +1,7 @@
 """A program with few descriptors that sends many large arrays out and back, and keeps all of them.
 
-Its arguments are the start method, how many descriptors it may have, and who runs it: whoever starts it, or (from root)
-an ordinary user, whose descriptors are also counted while they are on their way.
+Its arguments are the start method, how many descriptors it may have, how many KiB an array has, and who runs it:
+whoever starts it, or (from root) an ordinary user, whose descriptors are also counted while they are on their way.
 """
 
 # Written as its users write: without types, and without words about each function.
@@ -20,13 +20,12 @@ import numpy as np
 from pairpool import get_context
 
 MANY = 200
-SIZE = 100 * 1024
 NOBODY = 65534
 PR_SET_DUMPABLE = 4
 
 
-def make(number):
-    return np.full(SIZE // 4, number, "<u4")
+def make(number, size):
+    return np.full(size // 4, number, "<u4")
 
 
 def add_one(array):
@@ -50,8 +49,8 @@ def become_ordinary():
 
 
 def main():
-    method, few, who = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-    arrays = [make(number) for number in range(MANY)]
+    method, few, size, who = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]) * 1024, sys.argv[4]
+    arrays = [make(number, size) for number in range(MANY)]
     if who == "ordinary":
         # First all that is loaded when it is needed, as he may not be allowed to read it.
         with get_context(method).Pool(2) as pool:
