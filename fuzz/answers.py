@@ -184,6 +184,7 @@ class _Parent:
         self.handle = WorkerHandle.__new__(WorkerHandle)
         self.handle.slot = 1
         self.handle._handlers = cast(Handlers, self)
+        self.handle._on_loss = lambda: None
         self.handle._condemn = lambda _: self.told.append((CONDEMNED, None))
 
     def _note(self, name: str, argument: Any) -> None:

@@ -95,19 +95,25 @@ class Answers(Core):
         self.scheduler.came_back(packet, PacketEvent.REFUSE, self._now(), self.events)
 
     def on_unreceived(self, told: tuple[int, int]) -> None:
-        slot, ident = told
-        packet = self.scheduler.packets.get(ident)
-        if packet is None or packet.slot.ident != slot:
+        """Small packets need no descriptors but for units that do: such a one is looked for, and two workers try it."""
+        ident, number = told
+        packet = self.scheduler.packets.get(number)
+        if packet is None or packet.slot.ident != ident:
             del self.events[0]
             return
         if packet.done:
-            self._condemn(slot)
+            self._condemn(ident)
             return
-        at = packet.slot
-        if ident >= at.cramped_from:  # as small as it can be
-            problem = OSError(errno.EMFILE, "the worker has no descriptor free to receive it with")
-            self._refuse(packet.job, packet.first, packet.count, problem)
-        at.cramped_from = min(at.cramped_from, self.scheduler.next_packet)
+        slot, source, following = packet.slot, self.source_of(packet.job), self.scheduler.next_packet
+        if packet.count > 1:
+            if number >= slot.small_from:
+                slot.single_until = following + packet.count
+            slot.small_from = min(slot.small_from, following)
+        elif source is not None and source.unreceived.setdefault(packet.first, number) == number:
+            self._close_slot(slot)  # another worker takes its place: what it has run may have left descriptors open
+        else:
+            problem = OSError(errno.EMFILE, "the workers have no descriptor free to receive it with")
+            self._refuse(packet.job, packet.first, 1, problem)
         self.scheduler.came_back(packet, PacketEvent.REFUSE, self._now(), self.events)
 
     def on_came_back(self, ident: int) -> None:

@@ -13,7 +13,8 @@ from pairpool._packet import DEFINITION_HEAD, TASKS_HEAD, Flag, Mode
 if TYPE_CHECKING:
     from pairpool._jobs import Encoder
 
-BUFFER_ROOM = 24  # bytes of a packet's room for each buffer, besides what is in it
+BUFFER_ROOM = 28  # bytes of a packet's room for each buffer, besides what is in it
+NEED_ROOM = 128  # bytes of a packet's room for what a payload needs: a name of usual length, and a digest
 ONLY_BYTES = frozenset([bytes])
 DESCRIPTOR_ROOM = 1040  # bytes of a packet's room for each descriptor: the kernel lets one message carry 253
 
@@ -35,7 +36,7 @@ def takes(payload: Payload | bytes) -> int:
     if isinstance(payload, bytes):
         return len(payload) + BUFFER_ROOM
     size = len(payload.data) + BUFFER_ROOM if isinstance(payload.data, bytes) else 0
-    return size + DESCRIPTOR_ROOM * len(payload.descriptors)
+    return size + DESCRIPTOR_ROOM * len(payload.descriptors) + NEED_ROOM * len(payload.needs)
 
 
 def are_bytes(payloads: Sequence[Payload | bytes]) -> TypeGuard[Sequence[bytes]]:

@@ -49,26 +49,26 @@ def charge(length: int) -> int:
     return length + length // 4 + OVERHEAD
 
 
-def encode(kind: int, ident: int, buffers: Sequence[Any], put: Put, told: int = 0) -> tuple[bytes, Owner | None]:
+def encode(kind: int, ident: int, buffers: Sequence[Any], put: Put, head: bytes = b"") -> tuple[bytes, Owner | None]:
     """The message to send, and the descriptor of a slab that has to travel with it if it is too large.
 
-    `put`: has it in a slab; what that raises comes out. `told`: the first so many buffers are short, and
-    the receiver knows them in any case.
+    `put`: has it in a slab; what that raises comes out. `head`: what the receiver learns in any case, also
+    where no descriptor is free to receive the slab with.
     """
     message = _framing.pack(kind, ident, buffers)
     if len(message) <= _framing.MESSAGE_LIMIT:
         return message, None
     slab = put((message,), (0,), len(message))
-    return _framing.pack(SPILLED, ident, [_LENGTH.pack(len(message)), *buffers[:told]]), slab
+    return _framing.pack(SPILLED, ident, [_LENGTH.pack(len(message)), head]), slab
 
 
-def told(message: Any) -> tuple[int, list[memoryview]]:
-    """Ident, and what is known of a spilled message for whose slab no descriptor was free.
+def head_of_spilled(message: Any) -> tuple[int, Any]:
+    """Ident and head of a spilled message for whose slab no descriptor was free; an empty head where it is none.
 
     Raises FramingError for anything malformed.
     """
     kind, ident, buffers = _framing.unpack(message)
-    return ident, buffers[1:] if kind == SPILLED else []
+    return ident, buffers[1] if kind == SPILLED and len(buffers) == 2 else b""
 
 
 def decode(message: Any, descriptors: tuple[int, ...]) -> tuple[int, int, list[memoryview], tuple[int, ...]]:

@@ -166,10 +166,10 @@ class Core:
         room = engine.body_room if self._short_since is None else engine.sure_room
         while (choice := scheduler.choose()) is not None:
             slot, job, first, limit = choice
-            if self._short_since is not None:
+            if self._short_since is not None or scheduler.next_packet < slot.single_until:
                 limit = 1  # so that no unit waits, or ends, because of another
             source = self.calls if job is self.calls.plan else self.batches[job.ident]
-            most = engine.sure_room if slot.cramped_from <= scheduler.next_packet else room
+            most = engine.sure_room if slot.small_from <= scheduler.next_packet else room
             body = source.build(first, limit, self.delivered.by_slot[slot.ident], most)
             try:
                 entry, size = engine.entry(slot.ident, scheduler.next_packet, body)

@@ -557,8 +557,8 @@ static PyObject *page_begin(PyObject *Py_UNUSED(module), PyObject *const *args, 
     Py_RETURN_NONE;
 }
 
-/* The next unit, which is claimed and marked; -1: none is left; -2: an exception is set. */
-static long claim_next(PyObject *page) {
+/* The next unit, which is claimed and marked; -1: none is left; -2: an exception is set. `when`: that was, in ns. */
+static long claim_next(PyObject *page, uint64_t *when) {
     Py_buffer view;
     long offset = -1;
     uint64_t *words = page_words(page, &view);
@@ -569,7 +569,8 @@ static long claim_next(PyObject *page) {
     while (offset < 0 && CLAIM_LEFT(claim)) {
         uint64_t next = CLAIM_NEXT(claim);
         if (EXCHANGE(words[CLAIM], claim, claim + CLAIM_WORD(0, 1, 0))) {
-            STORE(words[START], (uint64_t)now());
+            *when = (uint64_t)now();
+            STORE(words[START], *when);
             STORE(words[MARK], (words[MARK] & ~0xFFFFULL) | next << 4 | UNPICKLING);
             offset = (long)next;
         }
@@ -579,9 +580,12 @@ static long claim_next(PyObject *page) {
 }
 
 static PyObject *page_claim(PyObject *Py_UNUSED(module), PyObject *page) {
-    long offset = claim_next(page);
+    uint64_t when;
+    long offset = claim_next(page, &when);
     return offset < -1 ? NULL : PyLong_FromLong(offset);
 }
+
+#define GIL_TURN 5000000 /* ns for which a thread may keep others from running: sys.getswitchinterval() is as long */
 
 /* The page is not held while the function runs: that may fork, and the child is to unmap it. */
 static PyObject *page_run(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs) {
@@ -591,7 +595,14 @@ static PyObject *page_run(PyObject *Py_UNUSED(module), PyObject *const *args, Py
         PyErr_SetString(PyExc_TypeError, "values must be a list");
         return NULL;
     }
-    for (long unit = (long)PyList_Size(args[3]); unit >= 0; unit = claim_next(args[0])) {
+    uint64_t when = 0, turn = 0;
+    for (long unit = (long)PyList_Size(args[3]); unit >= 0; unit = claim_next(args[0], &when)) {
+        if (when - turn > GIL_TURN) {
+            /* Functions in C never come by where the interpreter would let another thread run. */
+            PyThreadState *state = PyEval_SaveThread();
+            PyEval_RestoreThread(state);
+            turn = when;
+        }
         PyObject *item = PySequence_GetItem(args[2], unit), *value = NULL;
         if (item != NULL) {
             value = PyObject_CallFunctionObjArgs(args[1], item, NULL);

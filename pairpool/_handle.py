@@ -39,8 +39,12 @@ class WorkerHandle:
         name: str,
         await_spawned: Callable[[WorkerHandle], None],
         condemn: Callable[[int], None],
+        on_loss: Callable[[], None],
     ) -> None:
-        """`condemn`: has the worker of a slot end because it answers nonsense."""
+        """`condemn`: has the worker of a slot end because it answers nonsense.
+
+        `on_loss`: is told that outcomes were lost because no descriptor was free to receive them with.
+        """
         self.slot = slot
         self.number = number
         self.name = name
@@ -50,6 +54,7 @@ class WorkerHandle:
         self._handlers = handlers
         self._await_spawned = await_spawned
         self._condemn = condemn
+        self._on_loss = on_loss
         self.pidfd: _descriptors.Descriptor | None = None
         self._dumped = 0  # characters of last words that are about something else
         with ExitStack() as undo:  # descriptors or memory may run out at each of these
@@ -244,9 +249,9 @@ class WorkerHandle:
         """
         handlers = self._handlers
         if some_lost and not received:
-            ident, told = _channel.told(message)
-            if told:
-                return handlers.on_outcomes, self._lost(ident, told[0])
+            ident, head = _channel.head_of_spilled(message)
+            if head:
+                return handlers.on_outcomes, self._lost(ident, head)
         kind, ident, buffers, slabs = _channel.decode(message, received)
         if kind == Kind.OUTCOMES:
             return handlers.on_outcomes, self._outcomes(ident, buffers, slabs, some_lost)
@@ -287,8 +292,10 @@ class WorkerHandle:
         _, offset, units, took = OUTCOMES_HEAD.unpack(head)
         if not units:
             raise errors.FramingError("malformed outcomes")
-        payloads = [bytes([Status.ERROR]) * units, *[_no_descriptor() for _ in range(units)]]
-        return Outcomes(self.slot, packet, OutcomeMode.SEPARATE, offset, units, took, payloads, False, NOTHING_KEPT)
+        self._on_loss()
+        return Outcomes(
+            self.slot, packet, OutcomeMode.LOST, offset, units, took, [_no_descriptor()], False, NOTHING_KEPT
+        )
 
     def on_recalled(self, raw: Any) -> None:
         """A packet was taken back from the worker's queue."""

@@ -110,6 +110,7 @@ class CallJob:
         self._encoder = encoder
         self.incoming: list[Call] = []  # made, not yet numbered; any thread appends
         self.calls: dict[int, Call] = {}  # by unit, until settled
+        self.unreceived: dict[int, int] = {}  # units that a worker could not receive, and the packet
         self.records: deque[Record] = deque()  # outcomes not yet handed to their sinks
         self.tries = Tries()
 
@@ -200,6 +201,8 @@ class CallJob:
                 calls.pop(unit, None)
                 if terms is not None:
                     self.tries.forget(unit)
+                if self.unreceived:
+                    self.unreceived.pop(unit, None)
             del records[0]
 
     def fall_back(self, first: int, count: int, refused: Collection[Need]) -> None:
@@ -281,6 +284,7 @@ class BatchJob:
         self.unit = unit
         self.terms = terms
         self.tries = Tries()
+        self.unreceived: dict[int, int] = {}  # units that a worker could not receive, and the packet
         self.items = items
         self.records: deque[Record] = deque()  # outcomes not yet handed to the sink
         self.prepared: dict[int, Payload | bytes] = {}  # by unit, until settled; filled by the feeder

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pairpool import _channel, _framing
 from pairpool._descriptors import OwnedDescriptors
 from pairpool._handle import WorkerHandle
-from pairpool._packet import Kind
+from pairpool._packet import Flag, Kind, flagged
 from pairpool._slab import Arena
 from pairpool.engines import Handlers
 
@@ -28,6 +28,7 @@ class Outgoing:
 
     def __init__(self, arena: Arena) -> None:
         self._arena = arena
+        self.answers_inline = False  # the caller had no descriptor to receive outcomes with
         self.entries: deque[Any] = deque()  # (socket, message, descriptors), in the order in which they are to be sent
 
     def pack(self, handle: WorkerHandle, packet: int, body: Body) -> tuple[Any, int]:
@@ -37,11 +38,21 @@ class Outgoing:
         """
         # Several units can go one by one. Without that need they take no descriptor that is the program's.
         put = self._arena.put if body.units > 1 else self._arena.put_anyway
-        message, memfd = _channel.encode(Kind.TASKS, packet, body.buffers, put)
+        buffers = body.buffers
+        if self.answers_inline:
+            buffers = [flagged(buffers[0], Flag.INLINE), *buffers[1:]]
+        message, memfd = _channel.encode(Kind.TASKS, packet, buffers, put)
         descriptors = body.descriptors
         if memfd is not None:
             descriptors = OwnedDescriptors([memfd]).and_those_of([descriptors])
         return (handle.tasks, message, descriptors), _channel.charge(len(message))
+
+    def stay_inline(self) -> None:
+        """Have workers answer without slabs from now on.
+
+        Whoever has been short of descriptors may be so again, and what is lost for that cannot be had again.
+        """
+        self.answers_inline = True
 
     def flush(self, handlers: Handlers, condemn: Callable[[Any], None]) -> bool:
         """Sends what the kernel takes; False where it pushes back. `condemn`: the worker at that socket did harm."""

@@ -61,6 +61,7 @@ class Flag:
     INTERRUPTED: Final = 64  # a unit may be interrupted: what is raised must find out which
     LIMITED: Final = 32  # each item may take only so long
     RETRIES: Final = 16  # some errors are worth another try
+    INLINE: Final = 128  # the caller has no descriptors to receive with: what can goes in messages that need none
     VISIBLE: Final = 8  # each outcome is awaited on its own: commit it as soon as it is there
 
 
@@ -94,6 +95,12 @@ DEFINITION_HEAD = struct.Struct("<QB")
 OUTCOMES_HEAD = struct.Struct("<BxxxIIQ")
 COMMITTED_HEAD = struct.Struct("<IB")
 PLACED = struct.Struct("<IQ")  # place among the payloads of a message, bytes of its slab
+
+
+def flagged(head: bytes, flag: int) -> bytes:
+    """The head of a packet with another flag."""
+    mode, flags, *rest = TASKS_HEAD.unpack(head)
+    return TASKS_HEAD.pack(mode, flags | flag, *rest)
 
 
 def deal(descriptors: tuple[int, ...], numbers: bytes) -> list[tuple[int, ...]]:

@@ -213,7 +213,8 @@ class Slot:
     asleep: bool = False  # its worker left a packet lying, and has given no sign of life since
     allowance: int = 0  # ns for which it may leave one lying before it is taken to be asleep; 0: for ever
     shelf: dict[int, Slot] | None = None  # of the roster, on which it lies
-    cramped_from: int = NEVER  # packet from which on they are small: the worker had no descriptor to receive one with
+    small_from: int = NEVER  # packet from which on they are small: its worker had no descriptor to receive one with
+    single_until: int = 0  # packet until which they have one unit each: among some there was one that needs descriptors
 
 
 class Action(StrEnum):

@@ -23,12 +23,13 @@ from contextlib import closing, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from pairpool import _channel, _codec, _descriptors, _framing
+from pairpool._descriptors import Owner
 from pairpool._interrupts import Interrupts
 from pairpool._outbox import Outbox
-from pairpool._packet import OUTCOMES_HEAD, PLACED, Kind, OutcomeMode, Status
+from pairpool._packet import OUTCOMES_HEAD, PLACED, Flag, Kind, OutcomeMode, Status
 from pairpool._page import DUMP_SIGNAL, Page
 from pairpool._runner import Runner
-from pairpool._slab import KEPT, SMALL, Arena
+from pairpool._slab import KEPT, SMALL, Arena, Put
 from pairpool.errors import PairpoolError
 
 if TYPE_CHECKING:
@@ -174,6 +175,8 @@ class _PickleCodec:
 class Worker:
     """The process's ends of its channels, and the runner between them."""
 
+    _inline = False  # outcomes are to go without slabs, as far as they can
+
     def __init__(
         self,
         tasks: socket.socket,
@@ -203,16 +206,20 @@ class Worker:
         self._stopped = False
 
     def send(self, kind: int, ident: int, buffers: Sequence[Any]) -> None:
-        """Sends one message, blocking while the channel is full."""
-        descriptors: tuple[int, ...] = ()
+        """Sends one message, blocking while the channel is full. Outcomes for which there is no slab go in parts."""
+        outcomes, descriptors = buffers, tuple[int, ...]()
+        put: Put = self._slabs.put_anyway
+        head = b"".join(buffers[:1]) if kind == Kind.OUTCOMES else b""
+        if head and self._inline and OUTCOMES_HEAD.unpack(head)[2] > 1:
+            put = _no_slab
         if not _ONLY_BYTES.issuperset(map(type, buffers)):
             buffers, descriptors = _placed(buffers)
         try:
-            message, memfd = _channel.encode(kind, ident, buffers, self._slabs.put_anyway, kind == Kind.OUTCOMES)
+            message, memfd = _channel.encode(kind, ident, buffers, put, head)
         except (OSError, MemoryError) as error:
             if kind != Kind.OUTCOMES:
                 raise
-            for part in _in_parts(buffers, error):
+            for part in _in_parts(outcomes, error):
                 self.send(kind, ident, part)
             return
         if memfd is not None:
@@ -269,6 +276,7 @@ class Worker:
         for memfd in received[: len(received) - len(descriptors)]:
             os.close(memfd)
         if kind == Kind.TASKS:
+            self._inline = bool(buffers[0][1] & Flag.INLINE)
             self._run(ident, buffers, descriptors)
         return True
 
@@ -292,19 +300,25 @@ class Worker:
                 self.send(Kind.READY, slot, [])
 
 
+def _no_slab(_parts: Sequence[Any], _starts: Sequence[int], _end: int) -> Owner:
+    raise OSError(errno.EMFILE, "the caller has no descriptors to receive slabs with")
+
+
 def _in_parts(buffers: Sequence[Any], error: BaseException) -> list[list[Any]]:
     """Outcomes that do not fit into a message, in two; of one alone that cannot be sent it is the error.
 
     `error`: why there is no slab for them.
     """
     mode, first, units, took = OUTCOMES_HEAD.unpack(buffers[0])
-    statuses, payloads = buffers[1], buffers[_PAYLOADS:]
-    if mode == OutcomeMode.SHARED:
-        values: Any = _codec.decode_result(buffers[1])
-        statuses, payloads = bytes(units), [*map(_codec.encode_result, values)]
+    payloads: list[Any]
     if units == 1:
         problem = PairpoolError(f"the result could not be sent: {error!r}")
         statuses, payloads = bytes([Status.ERROR]), [_codec.encode_error(problem, wrap=False)]
+    elif mode == OutcomeMode.SHARED:
+        values: Any = _codec.decode_result(buffers[1])
+        statuses, payloads = bytes(units), [_codec.encode_result(value) for value in values]
+    else:
+        statuses, payloads = buffers[1], [*buffers[_PAYLOADS:]]
     parts = [range(units // 2), range(units // 2, units)]
     return [
         [

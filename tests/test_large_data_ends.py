@@ -258,6 +258,32 @@ def test_where_no_descriptor_is_free_a_result_fails_alone(make_pool: MakePool, s
     make = partial(of_size, size)
     pool = make_pool(2)
     pids = sorted(worker.pid for worker in pool._pool)
+    with few_descriptors_free():
+        results = pool.imap(make, range(100))
+        assert all(result_or_errno(results) in ([number], [-errno.EMFILE]) for number in range(100))
+    assert sorted(worker.pid for worker in pool._pool) == pids
+    assert [numbers_in(each) for each in pool.imap(make, range(100))] == [[number] for number in range(100)]
+
+
+def test_where_no_descriptor_is_free_results_stop_to_need_them(make_pool: MakePool) -> None:
+    """After the first that were lost for that."""
+    pool, right = make_pool(2), [[number] for number in range(300)]
+    make = partial(of_size, 4 * KIB)
+    with few_descriptors_free():
+        for _ in range(100):
+            results = pool.imap(make, range(300))
+            if [result_or_errno(results) for _ in right] != right:
+                break
+        else:
+            pytest.skip("nothing was lost")
+        for _ in range(5):
+            assert [numbers_in(each) for each in pool.imap(make, range(300))] == right
+            assert [numbers_in(each) for each in pool.map(make, range(300))] == right
+
+
+@contextmanager
+def few_descriptors_free() -> Iterator[None]:
+    """Take nearly all the descriptors that the caller may have."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = max(map(int, os.listdir("/proc/self/fd")))
     taken: list[int] = []
@@ -265,14 +291,11 @@ def test_where_no_descriptor_is_free_a_result_fails_alone(make_pool: MakePool, s
         resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 12, limits[1]))
         spare = highest + 12 - len(os.listdir("/proc/self/fd")) - 8
         taken += [os.open(os.devnull, os.O_RDONLY) for _ in range(spare)]
-        results = pool.imap(make, range(100))
-        assert all(result_or_errno(results) in ([number], [-errno.EMFILE]) for number in range(100))
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         for descriptor in taken:
             os.close(descriptor)
-    assert sorted(worker.pid for worker in pool._pool) == pids
-    assert [numbers_in(each) for each in pool.imap(make, range(100))] == [[number] for number in range(100)]
 
 
 KEPT_OPEN: list[int] = []
@@ -326,9 +349,8 @@ def test_small_items_need_nothing_that_a_worker_may_lack(make_pool: MakePool, wh
 def test_what_a_worker_lacks_the_means_for_fails_alone(
     make_pool: MakePool, why: str, receives: bool, sends: bool, size: int
 ) -> None:
-    """What is large on its way there, or back; the worker that cannot receive or send it lives."""
+    """What is large on its way there, or back. Others that go with it have their results."""
     pool = make_pool(1, *POOR[why])
-    (pid,) = [worker.pid for worker in pool._pool]
     there = pool.apply_async(is_all, (fresh(1, size), 1))
     back = pool.apply_async(fresh, (2, size))
     others = [pool.apply_async(identity, (number,)) for number in range(50)]
@@ -340,7 +362,14 @@ def test_what_a_worker_lacks_the_means_for_fails_alone(
             with pytest.raises(pairpool.PairpoolError, match="could not be sent"):
                 result.get(PATIENCE)
     assert [other.get(PATIENCE) for other in others] == list(range(50))
-    assert [worker.pid for worker in pool._pool] == [pid]
+    items = [fresh(number, size) if number % 40 == 0 else bytes(10) for number in range(200)]
+    results = [pool.apply_async(len, (item,)) for item in items]
+    for item, result in zip(items, results, strict=True):
+        if receives or isinstance(item, bytes):
+            assert result.get(PATIENCE) == len(item)
+        else:
+            with pytest.raises(pairpool.PairpoolError, match="could not be sent"):
+                result.get(PATIENCE)
 
 
 def use_little_memory() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
+import math
 import mmap
+import operator
 import os
 import pickle
 import random
 import signal
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import ModuleType
@@ -141,6 +144,31 @@ def test_a_unit_that_forks_leaves_nothing_in_its_child(worker: Page) -> None:
     worker.run(lambda item: run_in_child(partial(look, item)), [1], values)
 
     assert values == [0]
+
+
+def test_other_threads_run_meanwhile(worker: Page, twin: ModuleType) -> None:
+    """Also where the units' function is one in C, which lets nobody in."""
+    if twin.PIPED_CLAIMS:
+        pytest.skip("each claim gives the GIL away for a system call, and who waits for it is sometimes late for 300")
+    ticks, over = [0], threading.Event()
+    busy = partial(math.factorial, 3000)  # a fraction of a millisecond
+
+    def tick() -> None:
+        while not over.is_set():
+            ticks[0] += 1
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    try:
+        worker.begin(7, 300)
+        worker.claim()
+        values: list[Any] = []
+        worker.run(operator.call, [ticks.copy, *[busy] * 298, ticks.copy], values)
+    finally:
+        over.set()
+        thread.join()
+
+    assert values[-1] > values[0]
 
 
 def test_a_handler_is_run_between_units(worker: Page) -> None:

@@ -410,7 +410,8 @@ class LocalEngine:
     def _open(self, slot: int) -> None:
         number = next(process._process_counter)  # type: ignore[attr-defined]
         name = self._zygote.worker_name(number)
-        handle = WorkerHandle(self.handlers, slot, number, name, self.await_spawned, self.condemn)
+        does = (self.await_spawned, self.condemn, self._outgoing.stay_inline)
+        handle = WorkerHandle(self.handlers, slot, number, name, *does)
         self._handles[slot] = handle
         try:
             self._pump.watch(handle)
