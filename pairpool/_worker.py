@@ -43,6 +43,7 @@ IDLE = KEPT // 1_000_000  # ms without work after which a worker gives back the 
 
 BULK = SMALL - 4096  # bytes of results in a message: those of a map wait in it, which should take no mapping
 
+_SOME_LOST = int(socket.MSG_CTRUNC)  # descriptors; plain: an `&` with the module's flags is a microsecond
 _PAYLOADS = 2  # place of the first payload among the buffers of outcomes that have one each
 _ONLY_BYTES = frozenset((bytes,))
 
@@ -267,7 +268,7 @@ class Worker:
         message, received = _framing.admit(raw, some_lost=True)
         if not message:
             return False
-        if raw[2] & socket.MSG_CTRUNC:
+        if raw[2] & _SOME_LOST:
             # No descriptor is free here, or none is allowed: the parent may have smaller packets, or another worker.
             _descriptors.close_all(received)
             self.send(Kind.UNRECEIVED, _framing.unpack(message)[1], [])
