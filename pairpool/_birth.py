@@ -28,16 +28,8 @@ from typing import Any, Final, NoReturn, cast
 from pairpool import _descriptors, _nursery, _orders
 from pairpool._deadman import Deadman
 from pairpool._descriptors import Descriptor
-from pairpool._surroundings import (
-    Caller,
-    Handed,
-    UncountedProcess,
-    WorkerSetup,
-    blocked_signals,
-    let_in_signals,
-    shut_out_interrupt,
-    shut_out_signals,
-)
+from pairpool._masks import blocked_signals, let_in_signals, shut_out_interrupt, shut_out_signals
+from pairpool._surroundings import Caller, Handed, UncountedProcess, WorkerSetup
 
 
 class Birth:

@@ -45,6 +45,7 @@ from pairpool._codec import DefinitionKind, Shared
 from pairpool._exchange import Exchange
 from pairpool._feeder import Feeder
 from pairpool._jobs import NO_DEFINITION, BatchJob, Call
+from pairpool._masks import blocked_signals, let_in_signals, shut_out_signals
 from pairpool._packet import OutcomeMode, Status
 from pairpool._record import Record
 from pairpool._size import default_size, transit_limit
@@ -256,12 +257,17 @@ class Dispatcher(Exchange):
         self._callback_signal.set()
 
     def _run_callbacks(self) -> None:
+        mask = blocked_signals()
+        shut_out_signals()
         while not (self.shutting and self.engine.is_shut and not self.callbacks):
             self._callback_signal.wait()
             try:
                 self.drain()
             except BaseException as error:
                 self.collapse(error)
+            if not self.callbacks:
+                continue
+            let_in_signals(mask)  # the user's code may start processes
             while self.callbacks:
                 callback = self.callbacks.popleft()
                 try:
@@ -270,6 +276,7 @@ class Dispatcher(Exchange):
                     # What a future's done callback raises that is no Exception ends no other's.
                     threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), self._callback_thread)))
                 del callback
+            shut_out_signals()
         wake_all(self.signals)  # of those who wait in join(), whom the engine may have woken too early
 
     def engine_shut(self) -> None:

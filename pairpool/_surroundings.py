@@ -8,8 +8,7 @@ any code of the user's runs in it.
 
 from __future__ import annotations
 
-# The C functions behind those of the signal module, which make enum members of all they return:
-# 60 us for a full mask, and some 40 pages for a worker to copy, a tenth of what it copies to start.
+# The C functions behind those of the signal module: see _masks.py.
 import _signal  # type: ignore[import-not-found]
 import atexit
 import gc
@@ -26,6 +25,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from pairpool import _deadman, _descriptors
+from pairpool._masks import FAULTS, blocked_signals, let_in_signals, shut_out_signals
 
 Entry = Callable[["WorkerSetup", int, tuple[int, ...]], object]
 
@@ -287,44 +287,9 @@ class Surroundings:
             let_in_signals(self.mask)
 
 
-def blocked_signals() -> Collection[int]:
-    """Return the signals that the calling thread has blocked.
-
-    Asked before `shut_out_signals`, which may raise what a handler raises when it has done its work.
-    """
-    mask: Collection[int] = _signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    return mask
-
-
-def shut_out_signals() -> None:
-    """Block every signal in the calling thread.
-
-    A process forked then runs no handler that it inherited before it could help it, and what is
-    sent to it stays pending: it is not cut off from signals by changing dispositions that its
-    own forks are to inherit.
-    """
-    _signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-
-
-def shut_out_interrupt() -> None:
-    """Block SIGINT in the calling thread, and in what it executes."""
-    _signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
-
-
-def let_in_signals(mask: Collection[int]) -> None:
-    """Set the mask that `blocked_signals` returned."""
-    _signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-# Left alone by `defuse_signals`: those that cannot be caught, those that tell of a fault in the
-# process itself (returning from their handler repeats the fault), and SIGCONT.
-_UNTOUCHED_SIGNALS = frozenset(
-    {
-        *(signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT, signal.SIGPIPE),
-        *(signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS),
-        signal.SIGABRT,
-    }
-)
+# Left alone by `defuse_signals`: those that cannot be caught, those that tell of a fault (returning
+# from their handler repeats it), and SIGCONT.
+_UNTOUCHED_SIGNALS = FAULTS | {signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT, signal.SIGPIPE}
 
 
 def defuse_signals() -> None:

@@ -38,7 +38,7 @@ class Storey:
 
 # From the ground up.
 STOREYS = {
-    "errors": Storey("errors _strikes"),
+    "errors": Storey("errors _masks _strikes"),
     "descriptors": Storey("_descriptors _deadman", "errors"),
     "words": Storey("_packet _states _waiting _size _cgroup", "descriptors"),
     "framing": Storey("_framing _framing_py _framing_c", "errors", doors="_framing"),

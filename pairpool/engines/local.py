@@ -43,6 +43,7 @@ from typing import TYPE_CHECKING, Any
 from pairpool import _channel, _codec, _descriptors, _framing, errors
 from pairpool._cgroup import OomWatch
 from pairpool._handle import WorkerHandle
+from pairpool._masks import shut_out_signals
 from pairpool._outgoing import Outgoing
 from pairpool._packet import Reason
 from pairpool._pump import BATCH, Kick, Pump
@@ -85,9 +86,7 @@ class LocalEngine:
         self._orphaned = False  # the zygote has ended
         self.is_shut = False
         self.signals: list[Settable] = []  # of those who wait for a worker to be forked
-        self._unowned = deque(
-            (None,)
-        )  # who takes what is here owns all this: the I/O thread, or who gives it up before
+        self._unowned = deque([None])  # who takes what is here owns all this: the I/O thread, or who gives it up before
 
     # -- coming up (caller's thread, nothing else runs yet) ---------------------------------------------------
 
@@ -276,6 +275,7 @@ class LocalEngine:
     # -- the I/O thread ---------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        shut_out_signals()
         if not self._take_over():
             return
         try:
@@ -409,9 +409,8 @@ class LocalEngine:
 
     def _open(self, slot: int) -> None:
         number = next(process._process_counter)  # type: ignore[attr-defined]
-        name = self._zygote.worker_name(number)
         does = (self.await_spawned, self.condemn, self._outgoing.stay_inline)
-        handle = WorkerHandle(self.handlers, slot, number, name, *does)
+        handle = WorkerHandle(self.handlers, slot, number, self._zygote.worker_name(number), *does)
         self._handles[slot] = handle
         try:
             self._pump.watch(handle)

@@ -18,6 +18,7 @@ from operator import itemgetter
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from pairpool._masks import blocked_signals, let_in_signals, shut_out_signals
 from pairpool._objects import ObjectCodec, ObjectEncoder
 from pairpool._packet import OUTCOMES_HEAD, Kind, OutcomeMode, Status
 from pairpool._runner import Runner
@@ -121,6 +122,7 @@ class _Slot:
         if self.begun:
             return  # started twice: see ThreadEngine._start
         self.begun = True
+        let_in_signals(self._engine.mask)  # a thread of ours may have started this one
         handlers, plan = self._engine.handlers, self._engine.plan
         try:
             if plan.initializer is not None:
@@ -176,6 +178,7 @@ class ThreadEngine:
     def start(self, handlers: Handlers, plan: WorkerPlan, slots: Sequence[int]) -> None:
         self.handlers = handlers
         self.plan = plan
+        self.mask = blocked_signals()
         for slot in slots:
             self._start(slot)
 
@@ -291,6 +294,7 @@ class ThreadEngine:
                 self._watch_signal.set()
 
     def _watch(self) -> None:
+        shut_out_signals()
         while not self.is_shut:
             self._watched_until = None  # who wants it to look earlier from now on finds this, and wakes it
             self._watched_until = watch_at = self._watch_at

@@ -7,7 +7,6 @@
 import gc
 import signal
 import sys
-import threading
 import time
 
 from pairpool import get_context
@@ -28,11 +27,6 @@ def apply_and_tell(pool):
         pool.apply(ignore_sigterm, (1000,))
     finally:
         print("terminating", flush=True)
-
-
-def deaf(thread, run=threading.Thread.run):
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    run(thread)
 
 
 def close_and_join(pool):
@@ -61,8 +55,6 @@ def main():
     if way == "start":
         # What is raised in a finalizer, or in one of importlib's callbacks, is only printed: here none runs.
         gc.disable()
-        # Nor is what is raised in logging's hook for forks, where a signal strikes that another thread has taken.
-        threading.Thread.run = deaf
         pools = []
         while True:
             with get_context(method).Pool(2) as pool:
