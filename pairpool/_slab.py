@@ -26,6 +26,7 @@ arena's or the hands of one thread; an interrupt in between loses it, and then i
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -224,6 +225,17 @@ def is_high(descriptor: int) -> bool:
     return descriptor >= (HIGHEST if soft == resource.RLIM_INFINITY else min(HIGHEST, soft // 2))
 
 
+def _would_be_high(descriptor: int) -> bool:
+    """Whether the descriptor that a mapping keeps of this one, where mappings do that, is for the program to have."""
+    if not _framing.MAPPINGS_KEEP_DESCRIPTORS:
+        return False
+    try:
+        with contextlib.closing(Owner.fromfd(os.dup(descriptor))) as kept:
+            return is_high(kept.fileno())
+    except OSError:
+        return True  # there is none at all
+
+
 def _write(descriptor: int, data: memoryview, start: int) -> None:
     while data:
         written = os.pwrite(descriptor, data[:MOST_AT_ONCE], start)
@@ -250,7 +262,7 @@ def content(descriptor: int, size: int) -> Any:
     frozen = bool(_framing.slab_seals(descriptor, size) & fcntl.F_SEAL_WRITE)
     if size <= SMALL and not frozen:
         return copy(descriptor, size)
-    if len(_own) + len(_common) < _MOST_MAPPED:
+    if len(_own) + len(_common) < _MOST_MAPPED and not _would_be_high(descriptor):
         known = _common if frozen else _own
         try:
             mapped = _framing.slab_map(descriptor, size, frozen)

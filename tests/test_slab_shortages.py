@@ -68,6 +68,21 @@ def test_as_many_are_mapped_as_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
         assert mapped() == 2
 
 
+@pytest.mark.parametrize("limit", [64, 200])
+def test_what_is_mapped_leaves_half_of_the_descriptors(limit: int) -> None:
+    """Also where each mapping keeps one."""
+
+    def check_it() -> None:
+        slab = put_once([b"x" * SIZE], [0], SIZE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        held = [content(slab.fileno(), SIZE) for _ in range(limit)]
+        assert all(bytes(each) == b"x" * SIZE for each in held)
+        assert mapped() > 0
+        assert os.dup(slab.fileno()) <= limit // 2
+
+    assert run_in_child(check_it) == 0
+
+
 def test_a_slab_that_ends_early_is_not_read_on(arena: Arena) -> None:
     """Nobody makes up the rest."""
     with contextlib.closing(put(arena)) as slab, pytest.raises(OSError, match="262144 bytes instead of 262145"):
