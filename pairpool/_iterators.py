@@ -144,7 +144,7 @@ class IMapIterator(stdlib.IMapIterator, Generic[T]):  # type: ignore[type-arg]
             decoded = [self._decode(record.buffers[0][at], payloads[at])]
         after = at + len(decoded)
         whole = after == record.units
-        size = self._size_of(payloads if whole and not at else payloads[at:after])
+        size = self._size_of(payloads[at:after])
         # commit: nothing is lost where an interrupt strikes before, nor told twice where it strikes after
         if place in records and self._at == at:
             if whole:

@@ -195,7 +195,7 @@ class Runner:
         return self.function(ident)
 
     def _run_collecting(self, ident: int, packet: _Packet, started: int) -> None:
-        """Runs all units that can be claimed, then sends all outcomes in one message."""
+        """Runs all units that can be claimed, then sends all outcomes, in one message where they fit."""
         values: list[Any] = []
         failures: dict[int, tuple[int, Any]] = {}
         packet.run_all(self._page, values, failures)

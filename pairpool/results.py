@@ -57,19 +57,18 @@ def decode_all(dispatcher: Dispatcher, payloads: Sequence[Any]) -> list[Outcome]
         return None  # decoded one by one it is the outcome of one
 
 
+def shared_values(dispatcher: Dispatcher, record: Record) -> list[Any]:
+    """Values that share one payload. Raises what unpickling raises, and PairpoolError where their number is wrong."""
+    values = dispatcher.encoder.decode_value(record.buffers[0])
+    if type(values) is not list or len(values) != record.skip + record.units:
+        raise errors.PairpoolError(f"a worker did not answer {record.units} items with as many results")
+    return values[record.skip :] if record.skip else values
+
+
 def decode_shared(dispatcher: Dispatcher, record: Record) -> list[Outcome]:
     """What values are that share one payload: only such do whose loading nobody notices."""
-    values: Any = None
-    error: BaseException = errors.PairpoolError(f"a worker did not answer {record.units} items with as many results")
-    try:
-        values = dispatcher.encoder.decode_plain(record.buffers[0])
-    except BaseException as trouble:
-        if came_from_handler(trouble):
-            raise
-        error = trouble
-    if type(values) is not list or len(values) != record.skip + record.units:
-        return [(False, error)] * record.units
-    return list(zip(repeat(True), values[record.skip :]))
+    succeeded, values = load(shared_values, dispatcher, record)
+    return list(zip(repeat(True), values)) if succeeded else [(False, values)] * record.units
 
 
 class Awaited:
@@ -272,11 +271,7 @@ class MapResult(_Result, stdlib.MapResult):  # type: ignore[type-arg]
         for first in sorted(records):
             record = records[first]
             if record.mode == OutcomeMode.SHARED:
-                part = decode_value(record.buffers[0])
-                if type(part) is not list or len(part) != record.skip + record.units:
-                    raise errors.PairpoolError(f"a worker did not answer {record.units} items with as many results")
-                if record.skip:
-                    part = part[record.skip :]
+                part = shared_values(self._dispatcher, record)
             else:
                 part = [decode_value(payload) for _, _, payload in record.outcomes()]
             if job is not None and job.unit > 1:
