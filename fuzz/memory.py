@@ -17,7 +17,7 @@ from fuzz.source import ANY_BYTES, Damage, Source, damaged
 from pairpool import _framing_c, _framing_py
 from pairpool._framing_py import CLAIM, MARK, PACKET_LIMIT, START, TAIL, UNIT_LIMIT
 from pairpool._handle import WorkerHandle, _highest_in_records
-from pairpool._outbox import SIZE, WORD, Outbox
+from pairpool._outbox import SIZE, Outbox
 from pairpool._packet import COMMITTED_HEAD, OutcomeMode, Status
 from pairpool._record import read_committed
 from pairpool.engines import Outcomes
@@ -95,7 +95,7 @@ class Commit(NamedTuple):
 def make_commit(source: Source) -> Commit:
     """Make an outbox, in which anything may be wrong."""
     data, units = make_records(source)
-    data = data[: SIZE - WORD]
+    data = data[: SIZE - 8]
     packet = source.number(64)
     word = (packet & 0xFFFFF) << 44 | source.getrandbits(13) << 31 | (units & 0x1FFF) << 18 | len(data)
     how = source.random()
@@ -127,14 +127,14 @@ def _handle_with_outbox() -> tuple[WorkerHandle, Outbox]:
 def check_commit(commit: Commit) -> str:
     """Look for the outcomes of the packet: they are those in the outbox, or there are none, or the worker ends."""
     handle, outbox = _handle_with_outbox()
-    outbox._view[WORD : WORD + len(commit.records)] = commit.records
-    outbox._word[0] = word = commit.word
+    outbox.memory.records[: len(commit.records)] = commit.records
+    outbox.memory.word[0] = word = commit.word
     packet, first, units, used = word >> 44, word >> 31 & 0x1FFF, word >> 18 & 0x1FFF, word & 0x3FFFF
     found = outcome(handle.committed, commit.packet)
     if packet != commit.packet & 0xFFFFF or not units:
         require(found is None, "no outcomes are found of another packet", found)
         return "none"
-    data = bytes(outbox._view[WORD : WORD + used])
+    data = bytes(outbox.memory.records[:used])
     records = records_of(data, units)
     if records is None:
         require(found == (_CondemnedError, ""), "a worker whose outbox is unsound is to end", found)

@@ -52,6 +52,13 @@ static int integer_within(PyObject *object, const char *name, uint64_t least, ui
     return -1;
 }
 
+static int check_list(PyObject *object, const char *name) {
+    if (PyList_Check(object))
+        return 0;
+    PyErr_Format(PyExc_TypeError, "%s must be a list", name);
+    return -1;
+}
+
 /* As PyObject_CallMethod(), which makes a new string each time and thereby spoils the cache of methods. */
 static PyObject *call_method(PyObject *object, const char *name, PyObject *argument_or_null) {
     PyObject *interned = PyUnicode_InternFromString(name);
@@ -532,14 +539,18 @@ enum { TAKEN = 1, UNPICKLING = 2 }; /* of _page.Phase */
 #define EXCHANGE(word, seen, value) \
     __atomic_compare_exchange_n(&(word), &(seen), (value), 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)
 
-static uint64_t *page_words(PyObject *page, Py_buffer *view) {
-    if (PyObject_GetBuffer(page, view, PyBUF_WRITABLE) < 0)
+static uint64_t *shared_words(PyObject *memory, Py_buffer *view, size_t words) {
+    if (PyObject_GetBuffer(memory, view, PyBUF_WRITABLE) < 0)
         return NULL;
-    if (view->len >= (Py_ssize_t)(WORDS * sizeof(uint64_t)) && (uintptr_t)view->buf % sizeof(uint64_t) == 0)
+    if ((size_t)view->len >= words * sizeof(uint64_t) && (uintptr_t)view->buf % sizeof(uint64_t) == 0)
         return view->buf;
     PyBuffer_Release(view);
-    PyErr_SetString(PyExc_ValueError, "a page must be aligned and hold all its words");
+    PyErr_SetString(PyExc_ValueError, "a page or outbox must be aligned and hold all its words");
     return NULL;
+}
+
+static uint64_t *page_words(PyObject *page, Py_buffer *view) {
+    return shared_words(page, view, WORDS);
 }
 
 static PyObject *page_begin(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs) {
@@ -587,31 +598,39 @@ static PyObject *page_claim(PyObject *Py_UNUSED(module), PyObject *page) {
 
 #define GIL_TURN 5000000 /* ns for which a thread may keep others from running: sys.getswitchinterval() is as long */
 
+/* Functions in C never come by where the interpreter would let another thread run. */
+static void let_others_in(uint64_t when, uint64_t *turn) {
+    if (when - *turn > GIL_TURN) {
+        PyThreadState *state = PyEval_SaveThread();
+        PyEval_RestoreThread(state);
+        *turn = when;
+    }
+}
+
+/* The value of a unit; NULL: an exception is set. */
+static PyObject *run_unit(PyObject *function, PyObject *items, long unit) {
+    PyObject *item = PySequence_GetItem(items, unit);
+    PyObject *value = item == NULL ? NULL : PyObject_CallFunctionObjArgs(function, item, NULL);
+    Py_XDECREF(item);
+    /* A handler is run before the value is noted: what it raises is this unit's. */
+    if (value != NULL && PyErr_CheckSignals() < 0)
+        Py_CLEAR(value);
+    return value;
+}
+
 /* The page is not held while the function runs: that may fork, and the child is to unmap it. */
 static PyObject *page_run(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs) {
     if (check_arity("page_run", nargs, 4) < 0)
         return NULL;
-    if (!PyList_Check(args[3])) {
-        PyErr_SetString(PyExc_TypeError, "values must be a list");
+    if (check_list(args[3], "values") < 0)
         return NULL;
-    }
     uint64_t when = 0, turn = 0;
     for (long unit = (long)PyList_Size(args[3]); unit >= 0; unit = claim_next(args[0], &when)) {
-        if (when - turn > GIL_TURN) {
-            /* Functions in C never come by where the interpreter would let another thread run. */
-            PyThreadState *state = PyEval_SaveThread();
-            PyEval_RestoreThread(state);
-            turn = when;
-        }
-        PyObject *item = PySequence_GetItem(args[2], unit), *value = NULL;
-        if (item != NULL) {
-            value = PyObject_CallFunctionObjArgs(args[1], item, NULL);
-            Py_DECREF(item);
-        }
-        /* A handler is run before the value is added: what it raises is this unit's. */
-        int added = value == NULL || PyErr_CheckSignals() < 0 ? -1 : PyList_Append(args[3], value);
+        let_others_in(when, &turn);
+        PyObject *value = run_unit(args[1], args[2], unit);
+        int noted = value == NULL ? -1 : PyList_Append(args[3], value);
         Py_XDECREF(value);
-        if (added < 0)
+        if (noted < 0)
             return NULL;
     }
     if (PyErr_Occurred())
@@ -638,6 +657,87 @@ static PyObject *page_take(PyObject *Py_UNUSED(module), PyObject *const *args, P
         words[TAIL] = tail;
     PyBuffer_Release(&view);
     return PyLong_FromLong(taken ? (long)(tail >> 4 & 0xFFF) : -1);
+}
+
+/* --- A worker's outbox ---------------------------------------------------------------------------------- */
+
+#define UNIT_BITS 13
+#define BYTE_BITS 18
+#define UNITS_AT(word, shift) ((word) >> (shift) & ((1ULL << UNIT_BITS) - 1))
+#define ONE_UNIT (1ULL << BYTE_BITS)
+#define LONGEST_COMMIT (16 * 1024)
+
+struct __attribute__((packed)) committed_head {
+    uint32_t length;
+    uint8_t status;
+};
+
+/* 1: the outcome is committed, and its payload noted; 0: it is not to lie there, or has no room; -1: an exception. */
+static int commit(PyObject *outbox, uint8_t status, PyObject *payload, PyObject *payloads) {
+    Py_buffer view;
+    if (!PyBytes_CheckExact(payload) || PyBytes_Size(payload) > LONGEST_COMMIT)
+        return 0;
+    struct committed_head head = {.length = htole32((uint32_t)PyBytes_Size(payload)), .status = status};
+    uint64_t *word = shared_words(outbox, &view, 1);
+    if (word == NULL)
+        return -1;
+    size_t start = *word & (ONE_UNIT - 1), size = sizeof(head) + (size_t)PyBytes_Size(payload);
+    int committed = start + size <= (size_t)view.len - sizeof(*word);
+    if (committed) {
+        char *to = (char *)(word + 1) + start;
+        memcpy(to, &head, sizeof(head));
+        memcpy(to + sizeof(head), PyBytes_AsString(payload), size - sizeof(head));
+        if (PyList_Append(payloads, payload) < 0)
+            committed = -1;
+        else
+            STORE(*word, *word + ONE_UNIT + size);
+    }
+    PyBuffer_Release(&view);
+    return committed;
+}
+
+static PyObject *outbox_append(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs) {
+    uint64_t status;
+    if (check_arity("outbox_append", nargs, 4) < 0 || integer_within(args[1], "status", 0, 0xFF, &status) < 0 ||
+        check_list(args[3], "payloads") < 0)
+        return NULL;
+    int committed = commit(args[0], (uint8_t)status, args[2], args[3]);
+    return committed < 0 ? NULL : PyBool_FromLong(committed);
+}
+
+/* The unit that was claimed last, of which nothing is committed yet; below 0: an exception is set. */
+static long unit_to_commit(PyObject *outbox) {
+    Py_buffer view;
+    uint64_t *word = shared_words(outbox, &view, 1);
+    if (word == NULL)
+        return -2;
+    long unit = (long)(UNITS_AT(*word, UNIT_BITS + BYTE_BITS) + UNITS_AT(*word, BYTE_BITS));
+    PyBuffer_Release(&view);
+    return unit;
+}
+
+static PyObject *page_run_committing(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs) {
+    if (check_arity("page_run_committing", nargs, 8) < 0 || check_list(args[6], "payloads") < 0 ||
+        check_list(args[7], "values") < 0)
+        return NULL;
+    PyObject *page = args[0], *outbox = args[1], *dumps = args[4], *kinds = args[5], *payloads = args[6];
+    uint64_t when = 0, turn = 0;
+    for (long unit = unit_to_commit(outbox); unit >= 0; unit = claim_next(page, &when)) {
+        let_others_in(when, &turn);
+        PyObject *value = run_unit(args[2], args[3], unit);
+        int committed = value == NULL ? -1 : PySequence_Contains(kinds, (PyObject *)Py_TYPE(value));
+        if (committed > 0) {
+            PyObject *payload = PyObject_CallFunctionObjArgs(dumps, value, NULL);
+            committed = payload == NULL ? -1 : commit(outbox, 0, payload, payloads);
+            Py_XDECREF(payload);
+        }
+        if (committed >= 0 && PyList_Append(args[7], value) < 0)
+            committed = -1;
+        Py_XDECREF(value);
+        if (committed <= 0)
+            return committed < 0 ? NULL : PyBool_FromLong(0);
+    }
+    return PyErr_Occurred() ? NULL : PyBool_FromLong(1);
 }
 
 /* --- Slabs -----------------------------------------------------------------------------------------------
@@ -791,6 +891,9 @@ static PyMethodDef methods[] = {
     {"page_begin", FAST(page_begin), "page_begin($module, page, packet, count, /)\n--\n\n"},
     {"page_claim", page_claim, METH_O, "page_claim($module, page, /)\n--\n\n"},
     {"page_run", FAST(page_run), "page_run($module, page, function, items, values, /)\n--\n\n"},
+    {"page_run_committing", FAST(page_run_committing),
+     "page_run_committing($module, page, outbox, function, items, dumps, kinds, payloads, values, /)\n--\n\n"},
+    {"outbox_append", FAST(outbox_append), "outbox_append($module, outbox, status, payload, payloads, /)\n--\n\n"},
     {"page_take", FAST(page_take), "page_take($module, page, packet, /)\n--\n\n"},
     {"slab_lend", FAST(slab_lend), "slab_lend($module, descriptor, own, /)\n--\n\n"},
     {"slab_is_free", slab_is_free, METH_O, "slab_is_free($module, descriptor, /)\n--\n\n"},

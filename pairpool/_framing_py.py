@@ -24,6 +24,7 @@ from socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, MSG_DONTWAIT, MSG_NOSIGNAL, SCM
 from time import monotonic, monotonic_ns
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
+from pairpool._packet import COMMITTED_HEAD
 from pairpool.errors import FramingError
 
 if TYPE_CHECKING:
@@ -336,6 +337,68 @@ def _drop_tokens(page: SharedPage) -> None:
 
 def _offset(mark: int) -> int:
     return mark >> 4 & 0xFFF
+
+
+# --- A worker's outbox --------------------------------------------------------------------------------------
+
+# `_outbox` explains the word; what it tells of are records, each COMMITTED_HEAD and its payload.
+UNIT_BITS, BYTE_BITS = 13, 18
+ONE_UNIT: Final = 1 << BYTE_BITS
+LONGEST_COMMIT: Final = 16 * 1024  # bytes: a larger payload is sent at once instead of being copied once more
+
+
+class SharedOutbox(Protocol):
+    """A mapped outbox as the primitives take it; the C twin looks at the memory alone."""
+
+    word: memoryview  # the first 64 bits
+    records: memoryview  # the bytes behind
+
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+
+def outbox_append(outbox: SharedOutbox, status: int, payload: Any, payloads: list[Any], /) -> bool:
+    """Commit the outcome of the next unit and note its payload; False if that is not to lie there, or has no room."""
+    status = _within("status", status, 0, 0xFF)
+    word, size = outbox.word[0], len(outbox.records)
+    start = word & ONE_UNIT - 1
+    if type(payload) is not bytes or len(payload) > min(size - start - COMMITTED_HEAD.size, LONGEST_COMMIT):
+        return False
+    record, these = COMMITTED_HEAD.pack(len(payload), status) + payload, (payload,)
+    outbox.records[start : start + len(record)] = record
+    more = word + ONE_UNIT + len(record)
+    # commit
+    payloads += these
+    outbox.word[0] = more
+
+    return True
+
+
+def page_run_committing(
+    page: SharedPage,
+    outbox: SharedOutbox,
+    function: Callable[[Any], Any],
+    items: Sequence[Any],
+    dumps: Callable[[Any], Any],
+    kinds: frozenset[type],
+    payloads: list[Any],
+    values: list[Any],
+    /,
+) -> bool:
+    """As `page_run`, and commit each outcome before the next unit is claimed; False if the last was not.
+
+    The outbox tells which unit was claimed last. Values of these kinds are committed, as `dumps` pickles them; to
+    `payloads` and `values` is appended what is committed, and to the values also one that was not.
+    """
+    word = outbox.word[0]
+    unit = (word >> BYTE_BITS + UNIT_BITS) % (1 << UNIT_BITS) + (word >> BYTE_BITS) % (1 << UNIT_BITS)
+    while unit >= 0:
+        value = function(items[unit])
+        committed = type(value) in kinds and outbox_append(outbox, 0, dumps(value), payloads)
+        values.append(value)
+        if not committed:
+            return False
+        unit = page_claim(page)
+    return True
 
 
 # --- Slabs --------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ A reader copies the records and reads the word again: as long as packet and firs
 copied was only ever appended to. A store that an x86 or ARM core has retired is seen by everyone, also after
 the process is killed, so an outcome is committed or it is not.
 
-Cost of a commit: 0.3 us in Python.
+Cost of a commit: 0.3 us in Python, 0.05 in C.
 """
 
 from __future__ import annotations
@@ -19,24 +19,54 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import pickle
 import sys
+from typing import TYPE_CHECKING, Any, Final
 
-from pairpool import _descriptors
-from pairpool._packet import COMMITTED_HEAD
+from pairpool import _descriptors, _framing
+from pairpool._framing_py import BYTE_BITS, UNIT_BITS
 
-SIZE = 128 * 1024  # bytes, the word included: some hundred outcomes of tiny units
-WORD = 8  # bytes
-HEAD_SIZE = COMMITTED_HEAD.size
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
-_PACKET_BITS, _UNIT_BITS, _BYTE_BITS = 20, 13, 18
-_PACKET_SHIFT = 2 * _UNIT_BITS + _BYTE_BITS
-_FIRST_SHIFT = _UNIT_BITS + _BYTE_BITS
-_COUNT_SHIFT = _BYTE_BITS
-_ONE_UNIT = 1 << _COUNT_SHIFT
+    from pairpool._page import Page
+
+SIZE: Final = 128 * 1024  # bytes, the word included: some hundred outcomes of tiny units
+
+_twin = _framing.twin
+
+_WORD = 8  # bytes
+_PACKET_BITS = 20
+_PACKET_SHIFT = 2 * UNIT_BITS + BYTE_BITS
+_FIRST_SHIFT = UNIT_BITS + BYTE_BITS
+_COUNT_SHIFT = BYTE_BITS
 
 
 def _low(packet: int) -> int:
     return packet & ((1 << _PACKET_BITS) - 1)
+
+
+class _Memory(mmap.mmap):
+    """The mapped outbox as the primitives of both twins take it (`_framing_py.SharedOutbox`)."""
+
+    word: memoryview
+    records: memoryview
+
+    @classmethod
+    def map(cls, descriptor: int) -> _Memory:
+        if sys.version_info >= (3, 13):
+            memory = cls(descriptor, SIZE, trackfd=False)  # earlier versions keep a duplicate
+        else:
+            memory = cls(descriptor, SIZE)
+        # An mmap cannot be closed while a view of it is there; close() releases these first.
+        view = memoryview(memory)
+        memory.word, memory.records = view[:_WORD].cast("Q"), view[_WORD:]
+        return memory
+
+    def close(self) -> None:
+        for view in (self.word, self.records):
+            view.release()
+        super().close()
 
 
 class Outbox:
@@ -45,20 +75,13 @@ class Outbox:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = _descriptors.Descriptor(descriptor)
         try:
-            if sys.version_info >= (3, 13):
-                self._map = mmap.mmap(descriptor, SIZE, trackfd=False)  # earlier versions keep a duplicate
-            else:
-                self._map = mmap.mmap(descriptor, SIZE)
+            self.memory = _Memory.map(descriptor)
         except BaseException:
             self._descriptor.close()
             raise
-        self._view = memoryview(self._map)
-        self._word = self._view[:WORD].cast("Q")
         self._packet = self._first = 0
-        self._statuses = bytearray()  # of what is committed, and its payloads, for the message
-        self._payloads: list[bytes] = []
-        self._stop = WORD  # of the records
-        self._committed = 0  # the word
+        self._payloads: list[Any] = []  # of what is committed and was not cleared
+        self._failures: list[tuple[int, int]] = []  # place among these, and status
         _descriptors.register(self)
 
     @classmethod
@@ -93,9 +116,7 @@ class Outbox:
         """Unmaps it and closes the descriptor; once closed it stays so."""
         self._descriptor.close()
         try:
-            self._word.release()
-            self._view.release()
-            self._map.close()
+            self.memory.close()
         except BufferError:
             pass  # forked while another thread was reading it: the mapping is in use for ever here
 
@@ -106,22 +127,37 @@ class Outbox:
         self._packet, self._first = _low(packet), first
         self._forget()
 
-    def append(self, status: int, data: bytes) -> bool:
-        """Commits the outcome of the next unit; False where there is no room for it."""
-        start, size = self._stop, HEAD_SIZE + len(data)
-        stop = start + size
-        if stop > SIZE:
+    def append(self, status: int, data: Any) -> bool:
+        """Commits the outcome of the next unit; False where there is no room, or it is too large to be copied."""
+        if not _twin.outbox_append(self.memory, status, data, self._payloads):
             return False
-        self._view[start:stop] = COMMITTED_HEAD.pack(len(data), status) + data
-        self._stop = stop
-        self._statuses.append(status)
-        self._payloads.append(data)
-        self._committed = self._word[0] = self._committed + _ONE_UNIT + size
+        if status:
+            self._failures.append((len(self._payloads) - 1, status))
         return True
 
-    def take(self) -> tuple[int, bytes, list[bytes]]:
+    def run(
+        self,
+        page: Page,
+        function: Callable[[Any], Any],
+        items: Sequence[Any],
+        kinds: frozenset[type],
+        values: list[Any],
+    ) -> bool:
+        """Runs units and commits what they give (`_framing_py.page_run_committing`)."""
+        dumps, payloads = pickle.dumps, self._payloads
+        return _twin.page_run_committing(page.memory, self.memory, function, items, dumps, kinds, payloads, values)
+
+    @property
+    def next_unit(self) -> int:
+        """The unit whose outcome is to be committed next."""
+        return self._first + len(self._payloads)
+
+    def take(self) -> tuple[int, bytes, list[Any]]:
         """First unit, statuses and payloads of what is committed and was not cleared."""
-        return self._first, bytes(self._statuses), self._payloads
+        statuses = bytearray(len(self._payloads))
+        for place, status in self._failures:
+            statuses[place] = status
+        return self._first, bytes(statuses), self._payloads
 
     def clear(self) -> None:
         """What was committed has been sent."""
@@ -129,19 +165,19 @@ class Outbox:
         self._forget()
 
     def _forget(self) -> None:
-        self._statuses, self._payloads, self._stop = bytearray(), [], WORD
-        self._committed = self._word[0] = self._packet << _PACKET_SHIFT | self._first << _FIRST_SHIFT
+        self._payloads, self._failures = [], []
+        self.memory.word[0] = self._packet << _PACKET_SHIFT | self._first << _FIRST_SHIFT
 
     # -- the parent's side -----------------------------------------------------------------------------------
 
     def peek(self, packet: int) -> tuple[int, int, bytes] | None:
         """First unit, number of units and records committed for `packet`; None where there are none to be had."""
-        word = self._word[0]
-        count = word >> _COUNT_SHIFT & ((1 << _UNIT_BITS) - 1)
+        word = self.memory.word[0]
+        count = word >> _COUNT_SHIFT & ((1 << UNIT_BITS) - 1)
         if word >> _PACKET_SHIFT != _low(packet) or not count:
             return None
-        used = word & ((1 << _BYTE_BITS) - 1)
-        records = bytes(self._view[WORD : WORD + used])
-        if self._word[0] >> _FIRST_SHIFT != word >> _FIRST_SHIFT:
+        used = word & ((1 << BYTE_BITS) - 1)
+        records = bytes(self.memory.records[:used])
+        if self.memory.word[0] >> _FIRST_SHIFT != word >> _FIRST_SHIFT:
             return None  # sent meanwhile: the message tells them
-        return word >> _FIRST_SHIFT & ((1 << _UNIT_BITS) - 1), count, records
+        return word >> _FIRST_SHIFT & ((1 << UNIT_BITS) - 1), count, records

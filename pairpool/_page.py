@@ -147,13 +147,13 @@ class Page:
         self._open = [_descriptors.Descriptor(number) for number in descriptors]
         _descriptors.register(self)
         try:
-            self._memory = _map(descriptors)
+            self.memory = _map(descriptors)
         except BaseException:
             self._close_descriptors()
             raise
         # One Python call fewer than a method has: this is done for each unit.
-        self.claim = partial(_twin.page_claim, self._memory)
-        self.run = partial(_twin.page_run, self._memory)
+        self.claim = partial(_twin.page_claim, self.memory)
+        self.run = partial(_twin.page_run, self.memory)
 
     @classmethod
     def create(cls) -> Page:
@@ -188,7 +188,7 @@ class Page:
 
     def dump(self) -> str:
         """Parent: the last words of a worker that has crashed; empty where there are none."""
-        return self._memory[DUMP:].partition(b"\0")[0].decode("ascii", "backslashreplace")
+        return self.memory[DUMP:].partition(b"\0")[0].decode("ascii", "backslashreplace")
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -204,11 +204,11 @@ class Page:
 
     def begin(self, packet: int, count: int) -> None:
         """Worker: enter a packet; from now on its units may be claimed, by either side."""
-        _twin.page_begin(self._memory, packet, count)
+        _twin.page_begin(self.memory, packet, count)
 
     def mark(self, phase: Phase) -> None:
         """Worker: show how far it is with the unit that it claimed last."""
-        words = self._memory.words
+        words = self.memory.words
         words[MARK] = words[MARK] & ~_PHASE | phase
 
     def running(self) -> None:
@@ -217,7 +217,7 @@ class Page:
 
     def next_item(self) -> None:
         """Worker: the next item of a unit begins, for which time counts anew."""
-        self._memory.words[START] = time.monotonic_ns()
+        self.memory.words[START] = time.monotonic_ns()
 
     def done(self) -> None:
         """Worker: show that no unit's code runs."""
@@ -230,12 +230,12 @@ class Page:
         on belong to the caller, who should remember it as the packet's new count: asked about the same packet
         with the old count this gives the same answer again.
         """
-        first = _twin.page_take(self._memory, packet)
+        first = _twin.page_take(self.memory, packet)
         return first if 0 <= first < count else count
 
     def read(self) -> Mark:
         """Return what the worker is at."""
-        words = self._memory.words
+        words = self.memory.words
         mark, started = words[MARK], words[START]  # in this order: see "Guarantees"
         phase = mark & _PHASE
         # Garbage is taken for the worst: that the unit has begun.
@@ -243,17 +243,17 @@ class Page:
 
     def interrupt(self, packet: int, offset: int, since: int, reason: int) -> None:
         """Parent: write down which unit the worker is to interrupt; `since`: when it began, as `read` tells."""
-        words = self._memory.words
+        words = self.memory.words
         words[_SINCE] = since
         words[_STRUCK] = packet << 16 | offset << 4 | reason
 
     def has_interrupt(self) -> bool:
         """Parent: whether it has ever written down a unit that is to be interrupted."""
-        return self._memory.words[_STRUCK] != 0
+        return self.memory.words[_STRUCK] != 0
 
     def read_interrupt(self) -> tuple[int, int]:
         """Worker: why the unit that runs is to be interrupted, and when it began; the reason is 0 where it is not."""
-        words = self._memory.words
+        words = self.memory.words
         struck, since = words[_STRUCK], words[START]
         means_this = struck >> 4 == words[MARK] >> 4 and words[_SINCE] == since
         return (struck & _PHASE if means_this else 0), since
@@ -262,7 +262,7 @@ class Page:
         """Unmap the page and close its descriptors; once closed it stays so."""
         self._close_descriptors()
         try:
-            self._memory.close()
+            self.memory.close()
         except BufferError:
             pass  # forked while another thread was within a primitive: the mapping is in use for ever here
 
@@ -271,7 +271,7 @@ class Page:
             self._open.pop().close()
 
     def __repr__(self) -> str:
-        if self._memory.closed:
+        if self.memory.closed:
             return "<Page closed>"
         packet, offset, phase, _ = self.read()
         return f"<Page packet {packet}, unit {offset}: {phase.name}>"

@@ -16,19 +16,7 @@ from collections.abc import Callable, Container, Sequence
 from typing import Any, Protocol
 
 from pairpool import errors
-from pairpool._packet import (
-    DEFINITION_HEAD,
-    OUTCOMES_HEAD,
-    TASKS_HEAD,
-    Flag,
-    Kind,
-    Mode,
-    OutcomeMode,
-    Status,
-    deal,
-)
-
-LONGEST_COMMIT = 16 * 1024  # bytes: a larger payload is sent at once instead of being copied to the outbox
+from pairpool._packet import DEFINITION_HEAD, OUTCOMES_HEAD, TASKS_HEAD, Flag, Kind, Mode, OutcomeMode, Status, deal
 
 # How a definition is treated (values of _codec.DefinitionKind).
 NAMED, BY_VALUE, STATEFUL = 0, 1, 2
@@ -75,7 +63,13 @@ class Outbox(Protocol):
 
     def begin(self, packet: int, first: int = 0) -> None: ...
     def append(self, status: int, data: Any) -> bool:
-        """False where there is no room."""
+        """False where there is no room for it, or it is too large to be copied once more."""
+
+    def run(self, page: Any, function: Any, items: Any, kinds: Any, values: list[Any]) -> bool:
+        """Runs and commits all units; False where the last of the values is none of these kinds, or has no room."""
+
+    @property
+    def next_unit(self) -> int: ...
 
     def take(self) -> tuple[int, bytes, list[Any]]:
         """First unit, statuses and payloads of what is committed and not yet sent."""
@@ -236,41 +230,48 @@ class Runner:
     def _run_committing(self, ident: int, packet: _Packet, outbox: Outbox, started: int) -> None:
         """Runs unit by unit and commits each outcome before the next is claimed."""
         outbox.begin(ident)
-        claim, look, append = self._page.claim, self._look, outbox.append
-        encode_value, atoms = self._codec.encode_value, self._codec.atoms
+        page, look, encode_value, atoms = self._page, self._look, self._codec.encode_value, self._codec.atoms
         value: Any = None
         values: list[Any] = []  # of the committed outcomes, those that may share a payload
-        unit = claim()
+        unit = page.claim()
         direct = packet.direct() if unit >= 0 else None
         function, items = direct or (None, ())
+        in_one_call = look is None
         while unit >= 0:
             if function is None:
                 status, payload = packet.outcome(unit)
             else:
                 try:
-                    value = function(items[unit])
+                    if not in_one_call:
+                        value = function(items[unit])
+                    elif outbox.run(page, function, items, atoms, values):
+                        break
+                    else:
+                        value = values.pop()
+                        in_one_call = type(value) in atoms
                     status, payload = Status.OK, encode_value(value)
                 except BaseException as error:
-                    status, payload = packet.failure(unit, error)
+                    status, payload = packet.failure(outbox.next_unit, error)
                     function = None  # `outcome` knows what follows from an error
-            if _is_long(payload) or not append(status, payload):
-                started = self._send_apart(ident, outbox, started, unit, status, payload, values)
+            if not outbox.append(status, payload):
+                started = self._send_apart(ident, outbox, started, status, payload, values)
             elif function is not None and type(value) in atoms:
                 values.append(value)
             value = None  # whatever it is, nobody keeps it longer than a unit
             if look is not None:
                 del payload
                 look()
-            unit = claim()
+            unit = page.claim()
         self._send_committed(ident, outbox, time.monotonic_ns() - started, values)
 
     def _send_apart(
-        self, ident: int, outbox: Outbox, started: int, unit: int, status: int, payload: Any, values: list[Any]
+        self, ident: int, outbox: Outbox, started: int, status: int, payload: Any, values: list[Any]
     ) -> int:
         """Sends what is committed, and an outcome for which there was no room; returns when that was."""
         now = time.monotonic_ns()
         self._send_committed(ident, outbox, now - started, values)
-        if _is_long(payload) or not outbox.append(status, payload):
+        if not outbox.append(status, payload):
+            unit = outbox.next_unit
             head = OUTCOMES_HEAD.pack(OutcomeMode.SEPARATE, unit, 1, 0)
             self._send(Kind.OUTCOMES, ident, [head, bytes((status,)), payload])
             outbox.begin(ident, unit + 1)
@@ -437,11 +438,6 @@ class _Packet:
             return False
         offset = 1 if self._mode == Mode.CALLS else 0
         return self._runner._codec.is_nothing(self._payloads[unit + offset])
-
-
-def _is_long(payload: Any) -> bool:
-    """Whether an outcome has its own message: it is large, or more than bytes."""
-    return type(payload) is not bytes or len(payload) > LONGEST_COMMIT
 
 
 def _close(descriptors: Sequence[int]) -> None:

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 from pairpool import _channel, _framing
-from pairpool._outbox import _ONE_UNIT, WORD
+from pairpool._framing_py import ONE_UNIT
 from pairpool._packet import COMMITTED_HEAD, OUTCOMES_HEAD, Kind, OutcomeMode, Status
 from pairpool._worker import Worker
 
@@ -81,8 +81,8 @@ def _leave(units: int, records: bytes) -> Callable[[Worker, int], None]:
     def leave(worker: Worker, packet: int) -> None:
         outbox: Any = worker._runner._outbox
         outbox.begin(packet)
-        outbox._view[WORD : WORD + len(records)] = records
-        outbox._word[0] += units * _ONE_UNIT + len(records)
+        outbox.memory.records[: len(records)] = records
+        outbox.memory.word[0] += units * ONE_UNIT + len(records)
         os.kill(os.getpid(), signal.SIGKILL)
 
     return leave

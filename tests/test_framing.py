@@ -30,7 +30,7 @@ twin = twins.twin  # the fixture
 
 HEADER = struct.Struct("<4sBBHQI")
 FUNCTIONS = ["await_message", "flush", "pack", "receive", "unpack", "wait_ready"]
-PRIMITIVES = ["page_begin", "page_claim", "page_run", "page_take"]
+PRIMITIVES = ["outbox_append", "page_begin", "page_claim", "page_run", "page_run_committing", "page_take"]
 SLABS = ["slab_is_free", "slab_lend", "slab_map", "slab_seals"]
 REPEATS = 100
 CONSTANTS = ["MESSAGE_LIMIT", "READY_LIMIT", "UNIT_LIMIT"]
@@ -239,6 +239,7 @@ def exercise(twin: ModuleType) -> None:
     arrivals: deque[Any] = deque()
     slab = os.memfd_create("slab")  # which has one seal, that there are to be no more
     os.ftruncate(slab, PAGESIZE)
+    texts = frozenset({str})
     with ours, theirs, select.epoll() as epoll:
         epoll.register(theirs, select.EPOLLIN)
         for _ in range(REPEATS):
@@ -261,6 +262,13 @@ def exercise(twin: ModuleType) -> None:
                 assert twin.page_claim(page) == 0
                 twin.page_run(page, str, range(20), values := list[Any]())
                 assert values == list(map(str, range(20)))
+                twin.page_begin(page, 2, 20)
+                assert twin.page_claim(page) == 0
+                values.clear()
+                small, payloads = bytearray(200), list[bytes]()  # an outbox without room for all
+                assert not twin.page_run_committing(page, small, str, range(20), pickle.dumps, texts, payloads, values)
+                assert payloads == list(map(pickle.dumps, values[:-1]))
+                assert twin.outbox_append(bytearray(64), 1, b"x", payloads)
             lent = twin.slab_lend(slab, select.epoll.fromfd)
             assert not twin.slab_is_free(slab)
             assert len(twin.slab_map(lent.fileno(), PAGESIZE, False)) == twin.slab_seals(lent.fileno(), 1) * PAGESIZE
@@ -287,6 +295,17 @@ def exercise(twin: ModuleType) -> None:
         ("page_run", (bytearray(64), int, [], [])),
         ("page_run", (bytes(64), abs, [1], [])),
         ("page_run", (bytearray(64), abs, [1], ())),
+        ("page_run_committing", (bytearray(64), bytearray(64), int, ["text"], pickle.dumps, texts, [], [])),
+        ("page_run_committing", (bytearray(64), bytearray(64), int, [], pickle.dumps, texts, [], [])),
+        ("page_run_committing", (bytearray(64), bytearray(64), str, [1], abs, kinds, [], [])),
+        ("page_run_committing", (bytearray(64), bytes(64), str, [1], pickle.dumps, texts, [], [])),
+        ("page_run_committing", (bytes(64), bytearray(64), str, [1], pickle.dumps, texts, [], [])),
+        ("page_run_committing", (bytearray(64), bytearray(64), str, [1], pickle.dumps, texts, (), [])),
+        ("page_run_committing", (bytearray(64), bytearray(64), str, [1], pickle.dumps, texts, [], ())),
+        ("page_run_committing", (bytearray(64), bytearray(64), str, [1], pickle.dumps, 1, [], [])),
+        ("outbox_append", (bytearray(64), 256, b"", [])),
+        ("outbox_append", (bytearray(64), 1, b"", ())),
+        ("outbox_append", (bytearray(7), 1, b"", [])),
         ("page_take", (bytearray(64), 2**48)),
         ("slab_lend", (2**20, select.epoll.fromfd)),
         ("slab_lend", (-1, select.epoll.fromfd)),

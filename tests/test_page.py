@@ -136,7 +136,7 @@ def test_a_unit_that_forks_leaves_nothing_in_its_child(worker: Page) -> None:
     """A child that it makes can unmap the page."""
 
     def look(_: int) -> None:
-        assert worker._memory.closed
+        assert worker.memory.closed
 
     worker.begin(7, 1)
     worker.claim()
@@ -358,7 +358,7 @@ def test_garbage_in_the_page_raises_nothing(parent: Page, worker: Page) -> None:
     for _ in range(300):
         words = [noise.getrandbits(64) for _ in range(4)]
         words[1] = words[1] & ~(0xFFFF << 32) if noise.random() < 0.5 else words[1]
-        worker._memory[:32] = struct.pack("4Q", *words)
+        worker.memory[:32] = struct.pack("4Q", *words)
         packet = parent.read().packet
 
         assert 0 <= parent.take_tail(packet, 10) <= 10
@@ -420,7 +420,7 @@ def test_a_forked_child_has_no_page(new_page: Page) -> None:
 
 def test_a_page_in_use_can_be_closed_after_a_fork(new_page: Page) -> None:
     """A child forked while another thread was within a primitive closes the page without an error."""
-    in_use = memoryview(new_page._memory)
+    in_use = memoryview(new_page.memory)
     assert run_in_child(new_page.close) == 0
     in_use.release()
 
