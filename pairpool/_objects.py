@@ -94,6 +94,12 @@ class ObjectCodec:
     def is_nothing(self, data: Any) -> bool:
         return data is NOTHING
 
+    def has_nothing(self, payloads: Sequence[Any]) -> bool:
+        return any(map(self.is_nothing, payloads))
+
+    def loading(self, payloads: Sequence[Any]) -> Sequence[Any]:
+        return payloads
+
     def encode_values(self, values: list[Any]) -> Any | None:
         return values
 

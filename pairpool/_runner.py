@@ -10,13 +10,13 @@ User code runs here and may raise anything: every BaseException becomes the outc
 from __future__ import annotations
 
 import os
-import struct
 import time
 from collections.abc import Callable, Container, Sequence
 from typing import Any, Protocol
 
 from pairpool import errors
-from pairpool._packet import DEFINITION_HEAD, OUTCOMES_HEAD, TASKS_HEAD, Flag, Kind, Mode, OutcomeMode, Status, deal
+from pairpool._packet import DEFINITION_HEAD, OUTCOMES_HEAD, TASKS_HEAD, Flag, Kind, OutcomeMode, Status, deal
+from pairpool._units import Units
 
 # How a definition is treated (values of _codec.DefinitionKind).
 NAMED, BY_VALUE, STATEFUL = 0, 1, 2
@@ -33,6 +33,9 @@ class Codec(Protocol):
         """A payload that is to be kept, without the message that it came in, which may be large."""
 
     def is_nothing(self, data: Any) -> bool: ...
+    def has_nothing(self, payloads: Sequence[Any]) -> bool: ...
+    def loading(self, payloads: Sequence[Any]) -> Sequence[Any]:
+        """What is in payloads without descriptors; each is loaded when it is asked for."""
 
     @property
     def atoms(self) -> Container[object]:
@@ -107,8 +110,8 @@ class Runner:
         `look`: called between the units of a packet whose outcomes are committed one by one.
         """
         self.gate = gate or Gate()
-        self._codec = codec
-        self._page = page
+        self.codec = codec
+        self.page = page
         self._outbox = outbox
         self._send = send
         self._look = look
@@ -130,7 +133,7 @@ class Runner:
             shares = deal(descriptors, buffers[at])
             at += 1
         if flags & Flag.NEEDS:
-            refused = self._codec.refused(buffers[at])
+            refused = self.codec.refused(buffers[at])
             at += 1
             if refused:
                 _close(descriptors)
@@ -142,25 +145,25 @@ class Runner:
             if name in self._definitions:
                 _close(share)  # it rides on each packet until the first has been answered
             else:
-                self._definitions[name] = (kind, self._codec.kept(buffers[at + 1]), share)
+                self._definitions[name] = (kind, self.codec.kept(buffers[at + 1]), share)
             at += 2
         filters = b""
         if flags & Flag.RETRIES:
             filters = buffers[at]
             at += 1
-        packet = _Packet(self, mode, flags, count, chunk, definition, first, buffers[at:])
+        packet = Units(self, mode, flags, count, chunk, definition, first, buffers[at:])
         packet.filters = filters
         if shares:
             packet.shares = shares[n_definitions:]
         started = time.monotonic_ns()
-        self._page.begin(ident, count)
+        self.page.begin(ident, count)
         if not flags & Flag.VISIBLE:
             self._run_collecting(ident, packet, started)
         elif self._outbox is None or count == 1:
             self._run_singly(ident, packet, started)
         else:
             self._run_committing(ident, packet, self._outbox, started)
-        self._page.done()
+        self.page.done()
         for share in packet.shares or ():
             _close(share)  # of units that were not run here
 
@@ -175,7 +178,7 @@ class Runner:
         except KeyError:
             kind, data, descriptors = self._definitions[ident]
             # Loading takes them, and it may be loaded again: where it carries state, and where this fails.
-            function: Callable[..., Any] = self._codec.loads(data, tuple(map(os.dup, descriptors)))
+            function: Callable[..., Any] = self.codec.loads(data, tuple(map(os.dup, descriptors)))
             if kind != STATEFUL:
                 self._functions[ident] = function
                 self._definitions[ident] = (kind, b"", ())
@@ -188,15 +191,15 @@ class Runner:
             raise errors.PairpoolError("a shared object was unpickled after it was closed")
         return self.function(ident)
 
-    def _run_collecting(self, ident: int, packet: _Packet, started: int) -> None:
+    def _run_collecting(self, ident: int, packet: Units, started: int) -> None:
         """Runs all units that can be claimed, then sends all outcomes, in one message where they fit."""
         values: list[Any] = []
         failures: dict[int, tuple[int, Any]] = {}
-        packet.run_all(self._page, values, failures)
+        packet.run_all(self.page, values, failures)
         if not values:
             return  # the parent took all of it back before the first was claimed
         if not failures:
-            shared = self._codec.encode_values(values)
+            shared = self.codec.encode_values(values)
             if shared is not None:
                 took = time.monotonic_ns() - started
                 head = OUTCOMES_HEAD.pack(OutcomeMode.SHARED, 0, len(values), took)
@@ -211,15 +214,15 @@ class Runner:
             payloads.append(payload)
         took, number = time.monotonic_ns() - started, len(payloads)
         first = 0
-        for portion in self._codec.portions(payloads):
+        for portion in self.codec.portions(payloads):
             after = first + portion
             head = OUTCOMES_HEAD.pack(OutcomeMode.SEPARATE, first, portion, took * portion // number)
             self._send(Kind.OUTCOMES, ident, [head, bytes(statuses[first:after]), *payloads[first:after]])
             first = after
 
-    def _run_singly(self, ident: int, packet: _Packet, started: int) -> None:
+    def _run_singly(self, ident: int, packet: Units, started: int) -> None:
         """Runs unit by unit and sends each outcome before the next is claimed."""
-        claim = self._page.claim
+        claim = self.page.claim
         while (unit := claim()) >= 0:
             status, payload = packet.outcome(unit)
             now = time.monotonic_ns()
@@ -227,18 +230,19 @@ class Runner:
             self._send(Kind.OUTCOMES, ident, [head, bytes((status,)), payload])
             started = now
 
-    def _run_committing(self, ident: int, packet: _Packet, outbox: Outbox, started: int) -> None:
+    def _run_committing(self, ident: int, packet: Units, outbox: Outbox, started: int) -> None:
         """Runs unit by unit and commits each outcome before the next is claimed."""
         outbox.begin(ident)
-        page, look, encode_value, atoms = self._page, self._look, self._codec.encode_value, self._codec.atoms
+        page, look, encode_value, atoms = self.page, self._look, self.codec.encode_value, self.codec.atoms
         value: Any = None
+        kind: type | None = None  # the value's, where there is one
         values: list[Any] = []  # of the committed outcomes, those that may share a payload
         unit = page.claim()
         direct = packet.direct() if unit >= 0 else None
         function, items = direct or (None, ())
         in_one_call = look is None
         while unit >= 0:
-            if function is None:
+            if function is None or unit < packet.skip_to:
                 status, payload = packet.outcome(unit)
             else:
                 try:
@@ -249,27 +253,26 @@ class Runner:
                     else:
                         value = values.pop()
                         in_one_call = type(value) in atoms
-                    status, payload = Status.OK, encode_value(value)
+                    status, payload, kind = Status.OK, encode_value(value), type(value)
                 except BaseException as error:
                     status, payload = packet.failure(outbox.next_unit, error)
-                    function = None  # `outcome` knows what follows from an error
             if not outbox.append(status, payload):
-                started = self._send_apart(ident, outbox, started, status, payload, values)
-            elif function is not None and type(value) in atoms:
+                started = self._send_apart(ident, packet, outbox, started, status, payload, values)
+            elif kind in atoms:
                 values.append(value)
-            value = None  # whatever it is, nobody keeps it longer than a unit
+            value = kind = None  # whatever it is, nobody keeps it longer than a unit
             if look is not None:
                 del payload
                 look()
             unit = page.claim()
-        self._send_committed(ident, outbox, time.monotonic_ns() - started, values)
+        self._send_committed(ident, packet, outbox, time.monotonic_ns() - started, values)
 
     def _send_apart(
-        self, ident: int, outbox: Outbox, started: int, status: int, payload: Any, values: list[Any]
+        self, ident: int, packet: Units, outbox: Outbox, started: int, status: int, payload: Any, values: list[Any]
     ) -> int:
         """Sends what is committed, and an outcome for which there was no room; returns when that was."""
         now = time.monotonic_ns()
-        self._send_committed(ident, outbox, now - started, values)
+        self._send_committed(ident, packet, outbox, now - started, values)
         if not outbox.append(status, payload):
             unit = outbox.next_unit
             head = OUTCOMES_HEAD.pack(OutcomeMode.SEPARATE, unit, 1, 0)
@@ -277,11 +280,12 @@ class Runner:
             outbox.begin(ident, unit + 1)
         return now
 
-    def _send_committed(self, ident: int, outbox: Outbox, took: int, values: list[Any]) -> None:
+    def _send_committed(self, ident: int, packet: Units, outbox: Outbox, took: int, values: list[Any]) -> None:
         first, statuses, payloads = outbox.take()
         if payloads:
             # Who decodes them has a third of the work where they are one list.
-            shared = self._codec.encode_values(values) if len(values) == len(payloads) else None
+            together = packet.of_one_job and len(values) == len(payloads)
+            shared = self.codec.encode_values(values) if together else None
             if shared is None:
                 head = OUTCOMES_HEAD.pack(OutcomeMode.SEPARATE, first, len(payloads), took)
                 self._send(Kind.OUTCOMES, ident, [head, statuses, *payloads])
@@ -294,150 +298,9 @@ class Runner:
 
     def _encode(self, value: Any) -> tuple[int, Any]:
         try:
-            return Status.OK, self._codec.encode_value(value)
+            return Status.OK, self.codec.encode_value(value)
         except BaseException as error:
-            return Status.ERROR, self._codec.encode_error(error)
-
-
-class _Packet:
-    """The units of one packet."""
-
-    __slots__ = ("_chunk", "_definition", "_first", "_flags", "_items", "_mode", "_payloads", "_runner", "_skip_to",
-                 "count", "filters", "shares")  # fmt: skip
-
-    def __init__(
-        self, runner: Runner, mode: int, flags: int, count: int, chunk: int, definition: int, first: int, rest: Any
-    ) -> None:
-        self._runner = runner
-        self._mode = mode
-        self._flags = flags
-        self._chunk = chunk
-        self._definition = definition
-        self._first = first
-        self._payloads = rest
-        self._items: Any = None  # of Mode.SHARED, once loaded
-        self._skip_to = 0
-        self.count = count
-        self.filters: bytes = b""
-        self.shares: list[tuple[int, ...]] | None = None
-
-    def run_all(self, page: Page, values: list[Any], failures: dict[int, tuple[int, Any]]) -> None:
-        """Appends one value for each unit that can be claimed; `failures` says which are none."""
-        claim = page.claim
-        unit = claim()
-        direct = self.direct() if unit >= 0 else None
-        if direct is not None:
-            # Items so small and quick that one more call for each would double their cost.
-            try:
-                page.run(*direct, values)
-                return
-            except BaseException as error:
-                unit = len(values)
-                failures[unit] = self.failure(unit, error)
-                values.append(None)
-                unit = claim()
-        gate = self._runner.gate
-        while unit >= 0:
-            if unit < self._skip_to or self._is_nothing(unit):
-                failures[unit] = (Status.SKIPPED, b"")
-                values.append(None)
-                unit = claim()
-                continue
-            try:
-                gate.armed = True
-                if gate.missed:
-                    gate.look()
-                value = self.value(unit)
-                gate.armed = False
-            except BaseException as error:
-                gate.armed = False
-                failures[unit] = self.failure(unit, error)
-                value = None
-            values.append(value)
-            unit = claim()
-
-    def direct(self) -> tuple[Callable[..., Any], Sequence[Any]] | None:
-        """The function and the items, where a unit is no more than a call of the one with one of the others.
-
-        None also where they cannot be loaded: whoever runs the units one by one meets the error in each.
-        """
-        runner = self._runner
-        special = self._flags & (Flag.STAR | Flag.INTERRUPTED)
-        if self._mode != Mode.SHARED or special or not runner.keeps(self._definition):
-            return None
-        try:
-            return runner.function(self._definition), runner._codec.loads(self._payloads[0], ())
-        except BaseException:
-            return None
-
-    def outcome(self, unit: int) -> tuple[int, Any]:
-        """Runs one unit and encodes how it ended."""
-        if unit < self._skip_to or self._is_nothing(unit):
-            return Status.SKIPPED, b""
-        gate = self._runner.gate
-        try:
-            gate.armed = True
-            if gate.missed:
-                gate.look()
-            value = self.value(unit)
-            gate.armed = False
-            return Status.OK, self._runner._codec.encode_value(value)
-        except BaseException as error:
-            gate.armed = False
-            return self.failure(unit, error)
-
-    def failure(self, unit: int, error: BaseException) -> tuple[int, Any]:
-        payload = self._runner._codec.encode_error(error)
-        if self.filters and self._is_worth_a_try(unit, error):
-            return Status.AGAIN, payload
-        # As in the stdlib's Pool the first error of a chunk is the end of it.
-        if self._chunk > 1:
-            position = self._first + unit
-            self._skip_to = position - position % self._chunk + self._chunk - self._first
-        return Status.ERROR, payload
-
-    def _is_worth_a_try(self, unit: int, error: BaseException) -> bool:
-        (ident,) = struct.unpack_from("<Q", self.filters, 8 * unit if self._mode == Mode.CALLS else 0)
-        try:
-            return bool(ident) and self._runner.function(ident)(error)
-        except BaseException:
-            return False  # the filter cannot be loaded here, or cannot tell
-
-    def value(self, unit: int) -> Any:
-        mode, runner = self._mode, self._runner
-        codec = runner._codec
-        if mode == Mode.SHARED:
-            if self._items is None:
-                self._items = codec.loads(self._payloads[0], ())
-            item = self._items[unit]
-            function = runner.function(self._definition)
-            return function(*tuple(item)) if self._flags & Flag.STAR else function(item)
-        offset = 1 if mode == Mode.CALLS else 0
-        descriptors: tuple[int, ...] = ()
-        if self.shares:
-            descriptors, self.shares[unit] = self.shares[unit], ()
-        data = codec.loads(self._payloads[unit + offset], descriptors)
-        if mode == Mode.CALLS:
-            (definition,) = struct.unpack_from("<Q", self._payloads[0], 8 * unit)
-            function, arguments, keywords = (runner.function(definition), *data) if definition else data
-            runner._page.running()
-            return function(*arguments, **keywords)
-        function = runner.function(self._definition)
-        runner._page.running()
-        if mode == Mode.CHUNKS:
-            # Not list(map(...)): that takes a task's StopIteration for the end of the chunk, as the stdlib does.
-            star, next_item = self._flags & Flag.STAR, runner._page.next_item
-            if self._flags & Flag.LIMITED:
-                return [(next_item(), function(*tuple(item)) if star else function(item))[1] for item in data]
-            return [function(*tuple(item)) for item in data] if star else [function(item) for item in data]
-        # tuple(): for an item that is no arguments the error is worded as itertools.starmap words it, as in the stdlib.
-        return function(*tuple(data)) if self._flags & Flag.STAR else function(data)
-
-    def _is_nothing(self, unit: int) -> bool:
-        if self._mode == Mode.SHARED:
-            return False
-        offset = 1 if self._mode == Mode.CALLS else 0
-        return self._runner._codec.is_nothing(self._payloads[unit + offset])
+            return Status.ERROR, self.codec.encode_error(error)
 
 
 def _close(descriptors: Sequence[int]) -> None:

@@ -11,6 +11,7 @@ import array
 import errno
 import faulthandler
 import os
+import pickle
 import select
 import socket
 import struct
@@ -148,6 +149,12 @@ class _PickleCodec:
     def is_nothing(self, data: Any) -> bool:
         return not len(data)
 
+    def has_nothing(self, payloads: Sequence[Any]) -> bool:
+        return not all(map(len, payloads))
+
+    def loading(self, payloads: Sequence[Any]) -> Sequence[Any]:
+        return _Loading(payloads)
+
     def encode_values(self, values: list[Any]) -> bytes | None:
         return _codec.Encoder.dumps_atoms(values) if _codec.Encoder.is_atoms(values) else None
 
@@ -171,6 +178,13 @@ class _PickleCodec:
             portions[-1] += 1
             room -= size
         return portions
+
+
+class _Loading(list[Any]):
+    """Pickles, each loaded when its unit runs."""
+
+    def __getitem__(self, unit: Any) -> Any:
+        return pickle.loads(super().__getitem__(unit))
 
 
 class Worker:

@@ -160,7 +160,7 @@ def place_in_packet(_: int) -> tuple[int, int]:
     """Return the packet that the item came in, and its place there."""
     from liars import worker_here
 
-    page: Any = worker_here()._runner._page
+    page: Any = worker_here()._runner.page
     return page.read().packet, page.read().offset
 
 

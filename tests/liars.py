@@ -36,7 +36,7 @@ def worker_here() -> Worker:
 def lie(how: str) -> None:
     """Answer in the way that is named, and wait for the end."""
     worker = worker_here()
-    LIES[how](worker, worker._runner._page.read().packet)  # type: ignore[attr-defined]
+    LIES[how](worker, worker._runner.page.read().packet)  # type: ignore[attr-defined]
     signal.pause()
 
 
@@ -135,6 +135,6 @@ LIES: dict[str, Callable[[Worker, int], None]] = {
 def lie_of_a_map(item: int) -> None:
     """Answer a packet of one item with two results, together, and wait for the end."""
     worker = worker_here()
-    packet = worker._runner._page.read().packet  # type: ignore[attr-defined]
+    packet = worker._runner.page.read().packet  # type: ignore[attr-defined]
     _outcomes(SHARED, 0, 1, pickle.dumps([item, item]))(worker, packet)
     signal.pause()

@@ -49,7 +49,9 @@ STOREYS = {
         "errors descriptors transport",
         doors="_codec",
     ),
-    "worker": Storey("_runner _interrupts _memory _worker", "errors words descriptors framing transport pickling"),
+    "worker": Storey(
+        "_runner _units _interrupts _memory _worker", "errors words descriptors framing transport pickling"
+    ),
     "zygote": Storey("_orders _surroundings _nursery _birth _zygote", "errors descriptors worker", doors="_zygote"),
     "scheduler": Storey("_scheduler _backlog _roster _pacing _ranges _limits _respawn", "words"),
     "jobs": Storey(

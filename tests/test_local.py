@@ -672,6 +672,7 @@ def test_small_payloads_need_no_descriptors(make_pool: MakePool, face: str) -> N
     """Neither they nor their results, where there are none to be had."""
     pool = make_pool(2)
     items = [bytes([number % 256]) * 4_000 for number in range(1_000)]
+    assert all(worker.pid for worker in pool._pool)  # the word of a worker's fork comes with a descriptor
     # From here on nothing is closed any more, as it would be where slabs had been used before.
     assert pool.map_async(identity, range(1_000), chunksize=1).get(PATIENCE) == [*range(1_000)]
     with room_for(0):

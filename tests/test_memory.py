@@ -125,7 +125,7 @@ def test_it_is_looked_after_each_unit_that_is_committed() -> None:
     runner = Runner(Codec(), Claims(0, 1), Outbox(), lambda *_: None, look=lambda: steps.append("look"))
     for flags in (Flag.VISIBLE, 0):
         head = TASKS_HEAD.pack(Mode.SHARED, flags, 1, 2, 1, 7, 0)
-        runner._page = Claims(0, 1)
+        runner.page = Claims(0, 1)
         runner.run(1, [head, DEFINITION_HEAD.pack(7, DefinitionKind.NAMED), abs, [-1, -2]], ())
     assert steps == [pickle.dumps(1), "look", pickle.dumps(2), "look"]
 
