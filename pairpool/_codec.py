@@ -214,8 +214,8 @@ class Encoder:
         return ATOMS.issuperset(map(type, items))
 
     @staticmethod
-    def dumps_atoms(items: list[Any]) -> bytes:
-        """Pickle a list for which `is_atoms` holds. Runs no code of the user's."""
+    def dumps_atoms(items: Sequence[Any]) -> bytes:
+        """Pickle a list, tuple or range for which `is_atoms` holds. Runs no code of the user's."""
         return pickle.dumps(items, PROTOCOL)
 
     @staticmethod

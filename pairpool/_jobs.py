@@ -52,7 +52,7 @@ class Encoder(Protocol):
         self, function: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]
     ) -> tuple[Definition | None, Payload | bytes]: ...
     def dumps_each(self, values: Any, payloads: list[Any]) -> None: ...
-    def dumps_atoms(self, items: list[Any]) -> Any: ...
+    def dumps_atoms(self, items: Sequence[Any]) -> Any: ...
     def is_atoms(self, items: Any) -> bool: ...
     def accept(self, needs: Any) -> None: ...
     def refuse(self, needs: Any) -> None: ...
@@ -320,18 +320,18 @@ class BatchJob:
             limit = max(1, min(limit, room // self._unit_bytes))
         if self.unit == 1:
             mode = Mode.SHARED
-            data = self._encoder.dumps_atoms(list(self.items[first : first + limit]))
+            data = self._encoder.dumps_atoms(self.items[first : first + limit])
             if isinstance(data, bytes):
                 self._unit_bytes = max(self._unit_bytes, -(-len(data) // limit))
                 if len(data) > room and limit > 1:
                     limit = max(1, limit * room // len(data) // 2)
-                    data = self._encoder.dumps_atoms(list(self.items[first : first + limit]))
+                    data = self._encoder.dumps_atoms(self.items[first : first + limit])
             payloads: list[Payload | bytes] = [Payload(data)]
         else:
             mode = Mode.CHUNKS
             payloads = []
             for number in range(first, first + limit):
-                data = self._encoder.dumps_atoms(list(self.items[number * self.unit : (number + 1) * self.unit]))
+                data = self._encoder.dumps_atoms(self.items[number * self.unit : (number + 1) * self.unit])
                 room -= len(data) + 8 if isinstance(data, bytes) else 0
                 if room < 0 and payloads:
                     limit = len(payloads)

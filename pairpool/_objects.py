@@ -44,7 +44,7 @@ class ObjectEncoder:
     def dumps_each(self, values: Iterable[Any], payloads: list[Any]) -> None:
         payloads.extend(map(Payload, values))
 
-    def dumps_atoms(self, items: list[Any]) -> Any:
+    def dumps_atoms(self, items: Sequence[Any]) -> Any:
         return items
 
     def is_atoms(self, items: Any) -> bool:

@@ -346,7 +346,7 @@ def test_items_for_which_there_is_no_room_end_alone(stage: Stage, fed: bool) -> 
     made = stage.engine.entry
 
     def entry(slot: int, packet: int, body: Any) -> Any:
-        items = body.buffers[-1] if type(body.buffers[-1]) is list else body.buffers
+        items = body.buffers[-1] if type(body.buffers[-1]) in (list, range) else body.buffers
         if any(item in (3, 4, 7) for item in items):
             raise NO_ROOM[0]
         return made(slot, packet, body)
