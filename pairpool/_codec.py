@@ -353,9 +353,9 @@ class Decoder:
 def encode_result(value: object, put: Put = put_once) -> bytes | Payload:
     """Pickle a result; raises MaybeEncodingError as the stdlib's pool does, where that fails."""
     kind = type(value)
-    if kind in ATOMS and not ((kind is bytes or kind is str) and len(value) > LARGEST_SMALL):  # type: ignore[arg-type]
-        return pickle.dumps(value, PROTOCOL)
     try:
+        if kind in ATOMS and not ((kind is bytes or kind is str) and len(value) > LARGEST_SMALL):  # type: ignore[arg-type]
+            return pickle.dumps(value, PROTOCOL)
         data = _results.dumps(value)
         if not isinstance(data, Large):
             return data

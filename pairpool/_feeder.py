@@ -16,6 +16,7 @@ handler that joins the pool, is relieved by a thread (`hand_over`).
 from __future__ import annotations
 
 import threading
+import time
 from _thread import get_ident
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 MUCH = 1 << 23  # bytes of large payloads under way, beyond which a job keeps ready what its slots can soon begin
 LOW = 4  # of what may be ready a quarter is little: each wake-up takes the GIL from somebody
 PORTION = 64  # items of a list pickled in one go: so that the pool begins before the last is pickled
+LOOK = 2_000_000  # ns of feeding after which a caller who feeds takes in what has come
 CLOSED = object()  # the last entry of `fresh`: there will be no more
 
 
@@ -222,12 +224,17 @@ class Feeder:
 
     def feed_while_waiting(self, ready: Callable[[], bool], signals: list[Settable]) -> None:
         """Feeds on this thread, in between waiting for `ready()`."""
-        self._caller = get_ident()
+        self._caller, look_at = get_ident(), 0
         while not ready():
             if self.threaded:  # it was handed over
                 self._dispatcher.wait(ready, signals)
             elif self.hungry():
                 self._feed_here()
+                now = time.monotonic_ns()
+                if now > look_at:
+                    # Nobody else may come to see what workers answer before Python lets him, which takes 5 ms.
+                    self._dispatcher.wait(ready, signals, 0.0)
+                    look_at = now + LOOK
             else:
                 self._dispatcher.wait(lambda: ready() or self.is_low(), _Both(signals, self.signals))
 

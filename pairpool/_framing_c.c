@@ -705,7 +705,7 @@ static PyObject *outbox_append(PyObject *Py_UNUSED(module), PyObject *const *arg
     return committed < 0 ? NULL : PyBool_FromLong(committed);
 }
 
-/* The unit that was claimed last, of which nothing is committed yet; below 0: an exception is set. */
+/* The unit that is to be committed next; below 0: an exception is set. */
 static long unit_to_commit(PyObject *outbox) {
     Py_buffer view;
     uint64_t *word = shared_words(outbox, &view, 1);
@@ -716,6 +716,19 @@ static long unit_to_commit(PyObject *outbox) {
     return unit;
 }
 
+/* Whether a value is of one of the kinds, and no long bytes or text; -1: an exception is set. */
+static int is_small(PyObject *value, PyObject *kinds) {
+    int known = PySequence_Contains(kinds, (PyObject *)Py_TYPE(value));
+    if (known < 0 && PyErr_ExceptionMatches(PyExc_TypeError)) {
+        PyErr_Clear(); /* a class that has no hash */
+        return 0;
+    }
+    Py_ssize_t length = PyBytes_CheckExact(value)     ? PyBytes_Size(value)
+                        : PyUnicode_CheckExact(value) ? PyUnicode_GetLength(value)
+                                                      : 0;
+    return known > 0 ? length <= LONGEST_COMMIT : known;
+}
+
 static PyObject *page_run_committing(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs) {
     if (check_arity("page_run_committing", nargs, 8) < 0 || check_list(args[6], "payloads") < 0 ||
         check_list(args[7], "values") < 0)
@@ -724,20 +737,24 @@ static PyObject *page_run_committing(PyObject *Py_UNUSED(module), PyObject *cons
     uint64_t when = 0, turn = 0;
     for (long unit = unit_to_commit(outbox); unit >= 0; unit = claim_next(page, &when)) {
         let_others_in(when, &turn);
-        PyObject *value = run_unit(args[2], args[3], unit);
-        int committed = value == NULL ? -1 : PySequence_Contains(kinds, (PyObject *)Py_TYPE(value));
+        PyObject *value = run_unit(args[2], args[3], unit), *left = NULL;
+        int committed = value == NULL ? -1 : is_small(value, kinds);
         if (committed > 0) {
             PyObject *payload = PyObject_CallFunctionObjArgs(dumps, value, NULL);
             committed = payload == NULL ? -1 : commit(outbox, 0, payload, payloads);
             Py_XDECREF(payload);
         }
-        if (committed >= 0 && PyList_Append(args[7], value) < 0)
+        if (committed > 0 && PyList_Append(args[7], value) < 0)
             committed = -1;
+        else if (committed == 0)
+            left = PyTuple_Pack(1, value);
         Py_XDECREF(value);
         if (committed <= 0)
-            return committed < 0 ? NULL : PyBool_FromLong(0);
+            return left;
     }
-    return PyErr_Occurred() ? NULL : PyBool_FromLong(1);
+    if (PyErr_Occurred())
+        return NULL;
+    Py_RETURN_NONE;
 }
 
 /* --- Slabs -----------------------------------------------------------------------------------------------
@@ -909,6 +926,8 @@ static int fill_module(PyObject *module) {
         return -1;
     return PyModule_AddIntMacro(module, MESSAGE_LIMIT) < 0 || PyModule_AddIntMacro(module, READY_LIMIT) < 0 ||
                    PyModule_AddIntMacro(module, UNIT_LIMIT) < 0 ||
+                   PyModule_AddIntMacro(module, LONGEST_COMMIT) < 0 || PyModule_AddIntMacro(module, UNIT_BITS) < 0 ||
+                   PyModule_AddIntMacro(module, BYTE_BITS) < 0 ||
                    PyModule_AddObjectRef(module, "PIPED_CLAIMS", Py_False) < 0 ||
                    PyModule_AddObjectRef(module, "MAPPINGS_KEEP_DESCRIPTORS", Py_False) < 0
                ? -1

@@ -30,7 +30,7 @@ from pairpool.errors import FramingError
 if TYPE_CHECKING:
     import select
     import socket
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Container, Iterable, Sequence
 
     from typing_extensions import Buffer
 
@@ -292,11 +292,8 @@ def page_claim(page: SharedPage, /) -> int:
 def page_run(page: SharedPage, function: Callable[[Any], Any], items: Sequence[Any], values: list[Any], /) -> None:
     """Run the unit that was claimed last, and all that can be claimed then; what one of them raises comes out.
 
-    Args:
-        page: whose packet it is. It is not held while the function runs: that may fork, and the child is to unmap it.
-        function: what is called with the item of each unit.
-        items: those of the whole packet.
-        values: of the units before, each in its place; those of these are appended.
+    The function is called with the item of each, of those of the whole packet, and what it returns is appended to the
+    values of the units before. The page is not held meanwhile: that may fork, and the child is to unmap it.
     """
     unit = len(values)
     while unit >= 0:
@@ -341,27 +338,24 @@ def _offset(mark: int) -> int:
 
 # --- A worker's outbox --------------------------------------------------------------------------------------
 
-# `_outbox` explains the word; what it tells of are records, each COMMITTED_HEAD and its payload.
-UNIT_BITS, BYTE_BITS = 13, 18
+UNIT_BITS, BYTE_BITS = 13, 18  # of the word, which `_outbox` explains
 ONE_UNIT: Final = 1 << BYTE_BITS
 LONGEST_COMMIT: Final = 16 * 1024  # bytes: a larger payload is sent at once instead of being copied once more
 
 
 class SharedOutbox(Protocol):
-    """A mapped outbox as the primitives take it; the C twin looks at the memory alone."""
+    """As `SharedPage`, a mapped outbox."""
 
     word: memoryview  # the first 64 bits
     records: memoryview  # the bytes behind
-
-    def __buffer__(self, flags: int, /) -> memoryview: ...
 
 
 def outbox_append(outbox: SharedOutbox, status: int, payload: Any, payloads: list[Any], /) -> bool:
     """Commit the outcome of the next unit and note its payload; False if that is not to lie there, or has no room."""
     status = _within("status", status, 0, 0xFF)
-    word, size = outbox.word[0], len(outbox.records)
-    start = word & ONE_UNIT - 1
-    if type(payload) is not bytes or len(payload) > min(size - start - COMMITTED_HEAD.size, LONGEST_COMMIT):
+    start = (word := outbox.word[0]) & ONE_UNIT - 1
+    room = len(outbox.records) - start - COMMITTED_HEAD.size
+    if type(payload) is not bytes or len(payload) > min(room, LONGEST_COMMIT):
         return False
     record, these = COMMITTED_HEAD.pack(len(payload), status) + payload, (payload,)
     outbox.records[start : start + len(record)] = record
@@ -379,26 +373,31 @@ def page_run_committing(
     function: Callable[[Any], Any],
     items: Sequence[Any],
     dumps: Callable[[Any], Any],
-    kinds: frozenset[type],
+    kinds: Container[type],
     payloads: list[Any],
     values: list[Any],
     /,
-) -> bool:
-    """As `page_run`, and commit each outcome before the next unit is claimed; False if the last was not.
+) -> tuple[Any] | None:
+    """As `page_run`, and commit each outcome before the next unit is claimed.
 
-    The outbox tells which unit was claimed last. Values of these kinds are committed, as `dumps` pickles them; to
-    `payloads` and `values` is appended what is committed, and to the values also one that was not.
+    Values of these kinds, as `dumps` pickles them, are committed and noted. One that is not, or is large, is returned.
     """
     word = outbox.word[0]
     unit = (word >> BYTE_BITS + UNIT_BITS) % (1 << UNIT_BITS) + (word >> BYTE_BITS) % (1 << UNIT_BITS)
     while unit >= 0:
         value = function(items[unit])
-        committed = type(value) in kinds and outbox_append(outbox, 0, dumps(value), payloads)
+        if not (_is_small(value, kinds) and outbox_append(outbox, 0, dumps(value), payloads)):
+            return (value,)
         values.append(value)
-        if not committed:
-            return False
         unit = page_claim(page)
-    return True
+    return None
+
+
+def _is_small(value: Any, kinds: Container[type]) -> bool:
+    try:
+        return type(value) in kinds and not (type(value) in (bytes, str) and len(value) > LONGEST_COMMIT)
+    except TypeError:  # its class has no hash
+        return False
 
 
 # --- Slabs --------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from pairpool import _descriptors, _framing
 from pairpool._framing_py import BYTE_BITS, UNIT_BITS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Container, Sequence
 
     from pairpool._page import Page
 
@@ -39,7 +39,6 @@ _WORD = 8  # bytes
 _PACKET_BITS = 20
 _PACKET_SHIFT = 2 * UNIT_BITS + BYTE_BITS
 _FIRST_SHIFT = UNIT_BITS + BYTE_BITS
-_COUNT_SHIFT = BYTE_BITS
 
 
 def _low(packet: int) -> int:
@@ -140,9 +139,9 @@ class Outbox:
         page: Page,
         function: Callable[[Any], Any],
         items: Sequence[Any],
-        kinds: frozenset[type],
+        kinds: Container[type],
         values: list[Any],
-    ) -> bool:
+    ) -> tuple[Any] | None:
         """Runs units and commits what they give (`_framing_py.page_run_committing`)."""
         dumps, payloads = pickle.dumps, self._payloads
         return _twin.page_run_committing(page.memory, self.memory, function, items, dumps, kinds, payloads, values)
@@ -173,7 +172,7 @@ class Outbox:
     def peek(self, packet: int) -> tuple[int, int, bytes] | None:
         """First unit, number of units and records committed for `packet`; None where there are none to be had."""
         word = self.memory.word[0]
-        count = word >> _COUNT_SHIFT & ((1 << UNIT_BITS) - 1)
+        count = word >> BYTE_BITS & ((1 << UNIT_BITS) - 1)
         if word >> _PACKET_SHIFT != _low(packet) or not count:
             return None
         used = word & ((1 << BYTE_BITS) - 1)

@@ -141,7 +141,7 @@ class Page:
     """Worker: claim the next unit and return its offset; -1 if none is left, as the parent took the rest."""
 
     run: Callable[[Callable[[Any], Any], Sequence[Any], list[Any]], None]
-    """Worker: run the unit that was claimed last, and all that can be claimed then, where each is one item's."""
+    """Worker: run the unit that was claimed last, and all that can be claimed then."""
 
     def __init__(self, descriptors: Sequence[int]) -> None:
         self._open = [_descriptors.Descriptor(number) for number in descriptors]
@@ -205,6 +205,11 @@ class Page:
     def begin(self, packet: int, count: int) -> None:
         """Worker: enter a packet; from now on its units may be claimed, by either side."""
         _twin.page_begin(self.memory, packet, count)
+
+    @property
+    def claimed(self) -> int:
+        """Worker: the unit that was claimed last."""
+        return self.memory.words[MARK] >> 4 & 0xFFF
 
     def mark(self, phase: Phase) -> None:
         """Worker: show how far it is with the unit that it claimed last."""

@@ -255,7 +255,7 @@ class Pump:
             patience = kick.patience(self._look_at, deadline)
             if at_first is not None:
                 patience = at_first if patience is None else min(patience, at_first)
-            if kicked in _framing.wait_ready(self._caller, SPIN, patience):
+            if kicked in _framing.wait_ready(self._caller, SPIN if patience != 0 else 0.0, patience):
                 kick.clear()
             at_first = None
             kick.awake = me

@@ -34,7 +34,7 @@ class Codec(Protocol):
 
     def is_nothing(self, data: Any) -> bool: ...
     def has_nothing(self, payloads: Sequence[Any]) -> bool: ...
-    def loading(self, payloads: Sequence[Any]) -> Sequence[Any]:
+    def loading(self, payloads: Sequence[Any]) -> Any:
         """What is in payloads without descriptors; each is loaded when it is asked for."""
 
     @property
@@ -55,6 +55,10 @@ class Page(Protocol):
 
     def begin(self, packet: int, count: int) -> None: ...
     def claim(self) -> int: ...
+    @property
+    def claimed(self) -> int:
+        """The unit that was claimed last."""
+
     def run(self, function: Callable[[Any], Any], items: Sequence[Any], values: list[Any]) -> None: ...
     def running(self) -> None: ...
     def next_item(self) -> None: ...
@@ -68,8 +72,8 @@ class Outbox(Protocol):
     def append(self, status: int, data: Any) -> bool:
         """False where there is no room for it, or it is too large to be copied once more."""
 
-    def run(self, page: Any, function: Any, items: Any, kinds: Any, values: list[Any]) -> bool:
-        """Runs and commits all units; False where the last of the values is none of these kinds, or has no room."""
+    def run(self, page: Any, function: Any, items: Any, kinds: Any, values: list[Any]) -> tuple[Any] | None:
+        """Runs and commits units; returns the value of one that it does not, which is none of these kinds, or large."""
 
     @property
     def next_unit(self) -> int: ...
@@ -233,34 +237,28 @@ class Runner:
     def _run_committing(self, ident: int, packet: Units, outbox: Outbox, started: int) -> None:
         """Runs unit by unit and commits each outcome before the next is claimed."""
         outbox.begin(ident)
-        page, look, encode_value, atoms = self.page, self._look, self.codec.encode_value, self.codec.atoms
-        value: Any = None
-        kind: type | None = None  # the value's, where there is one
+        page, look, codec = self.page, self._look, self.codec
         values: list[Any] = []  # of the committed outcomes, those that may share a payload
+        kinds = codec.atoms if look is None else ()  # of values that are committed without a look after each
         unit = page.claim()
         direct = packet.direct() if unit >= 0 else None
-        function, items = direct or (None, ())
-        in_one_call = look is None
         while unit >= 0:
-            if function is None or unit < packet.skip_to:
+            left: tuple[Any] | None = None
+            if direct is None or unit < packet.skip_to:
                 status, payload = packet.outcome(unit)
             else:
                 try:
-                    if not in_one_call:
-                        value = function(items[unit])
-                    elif outbox.run(page, function, items, atoms, values):
+                    left = outbox.run(page, *direct, kinds, values)
+                    if left is None:
                         break
-                    else:
-                        value = values.pop()
-                        in_one_call = type(value) in atoms
-                    status, payload, kind = Status.OK, encode_value(value), type(value)
+                    status, payload = Status.OK, codec.encode_value(*left)
                 except BaseException as error:
+                    if outbox.next_unit > page.claimed:
+                        raise  # by a signal handler, between two units
                     status, payload = packet.failure(outbox.next_unit, error)
+            left = None  # whatever it is, nobody keeps it longer than a unit
             if not outbox.append(status, payload):
                 started = self._send_apart(ident, packet, outbox, started, status, payload, values)
-            elif kind in atoms:
-                values.append(value)
-            value = kind = None  # whatever it is, nobody keeps it longer than a unit
             if look is not None:
                 del payload
                 look()

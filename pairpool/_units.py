@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pairpool._packet import Flag, Mode, Status
+from pairpool._strikes import came_from_handler
 
 if TYPE_CHECKING:
     from pairpool._runner import Page, Runner
@@ -51,6 +52,8 @@ class Units:
                     return
                 except BaseException as error:
                     unit = len(values)
+                    if unit > page.claimed:
+                        raise  # by a signal handler, between two units
                     failures[unit] = self.failure(unit, error)
             elif unit < self.skip_to or self._is_nothing(unit):
                 failures[unit] = (Status.SKIPPED, b"")
@@ -63,22 +66,24 @@ class Units:
             unit = page.claim()
 
     def direct(self) -> tuple[Callable[[Any], Any], Sequence[Any]] | None:
-        """What is called for a unit, and with what, where nothing more is to be done for any."""
+        """What is called for a unit, and with what; None where some units are not to be run."""
         runner, mode, payloads = self._runner, self._mode, self._payloads
         codec = runner.codec
-        if self._flags & Flag.INTERRUPTED or (mode != Mode.SHARED and codec.has_nothing(payloads)):
+        if mode != Mode.SHARED and codec.has_nothing(payloads):
             return None
-        plain = mode in (Mode.SHARED, Mode.SEPARATE) and not self._flags & Flag.STAR and not self.shares
-        if plain and runner.keeps(self._definition):
+        plain = mode in (Mode.SHARED, Mode.SEPARATE) and not self._flags & (Flag.STAR | Flag.INTERRUPTED)
+        if plain and not self.shares:
             # Units so small and quick that one more call of Python for each would double their cost.
             try:
-                items = codec.loads(payloads[0], ()) if mode == Mode.SHARED else codec.loading(payloads)
-                if type(items) is range:
-                    items = [*items]  # to make one int after another takes longer
-                return runner.function(self._definition), items
-            except BaseException:
-                pass  # each unit meets the error
-        return self._value, range(self._count)
+                if runner.keeps(self._definition):
+                    items = codec.loads(payloads[0], ()) if mode == Mode.SHARED else codec.loading(payloads)
+                    if type(items) is range:
+                        items = [*items]  # to make one int after another takes longer
+                    return runner.function(self._definition), items
+            except BaseException as error:
+                if came_from_handler(error):
+                    raise  # it is no unit's
+        return self._guarded_value, range(self._count)
 
     def outcome(self, unit: int) -> tuple[int, Any]:
         """Runs one unit and encodes how it ended."""

@@ -152,11 +152,14 @@ class _PickleCodec:
     def has_nothing(self, payloads: Sequence[Any]) -> bool:
         return not all(map(len, payloads))
 
-    def loading(self, payloads: Sequence[Any]) -> Sequence[Any]:
+    def loading(self, payloads: Sequence[Any]) -> _Loading:
         return _Loading(payloads)
 
     def encode_values(self, values: list[Any]) -> bytes | None:
-        return _codec.Encoder.dumps_atoms(values) if _codec.Encoder.is_atoms(values) else None
+        try:
+            return _codec.Encoder.dumps_atoms(values) if _codec.Encoder.is_atoms(values) else None
+        except TypeError:
+            return None  # a class of theirs has no hash
 
     def encode_value(self, value: Any) -> Any:
         return _codec.encode_result(value, self._slabs.put)
@@ -180,11 +183,16 @@ class _PickleCodec:
         return portions
 
 
-class _Loading(list[Any]):
-    """Pickles, each loaded when its unit runs."""
+class _Loading:
+    """What is in pickles; each is loaded when its unit runs."""
 
-    def __getitem__(self, unit: Any) -> Any:
-        return pickle.loads(super().__getitem__(unit))
+    __slots__ = ("_pickles",)
+
+    def __init__(self, pickles: Sequence[Any]) -> None:
+        self._pickles = pickles
+
+    def __getitem__(self, unit: int) -> Any:
+        return pickle.loads(self._pickles[unit])
 
 
 class Worker:

@@ -10,14 +10,16 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import chain
+from itertools import chain, count
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import pairpool
 from large import LARGE
-from pairpool import _framing
+from pairpool import _feeder, _framing
+from pairpool._dispatch import Dispatcher
 from receiving import PATIENCE
 from tasks import identity
 
@@ -57,6 +59,28 @@ def test_the_rest_is_fed_while_nobody_waits(make_pool: MakePool, face: str, sour
     found = [next(results)]
     assert is_soon(lambda: len(pickled) == 3000)
     assert sorted([*found, *results]) == list(range(3000))
+
+
+@pytest.mark.parametrize("pause", [0, _feeder.LOOK + 1])
+def test_who_feeds_takes_in_what_has_come(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, pause: int) -> None:
+    """Every now and then: workers that are idle again are to be given something."""
+    pool = make_pool(2)
+    wait, clock = Dispatcher.wait, count(10 * _feeder.LOOK, pause)
+    timeouts, times = list[float | None](), list[int]()
+
+    def tell_time() -> int:
+        times.append(next(clock))
+        return times[-1]
+
+    def note_and_wait(self: Dispatcher, ready: Any, watched: Any, timeout: float | None = None) -> bool:
+        timeouts.append(timeout)
+        return wait(self, ready, watched, timeout)
+
+    monkeypatch.setattr(Dispatcher, "wait", note_and_wait)
+    monkeypatch.setattr(_feeder, "time", SimpleNamespace(monotonic_ns=tell_time))
+    items = [[number] for number in range(9 * _feeder.PORTION)]
+    assert pool.map(identity, items, 1) == items
+    assert timeouts.count(0.0) == len({*times}) > 0
 
 
 @pytest.mark.parametrize("face", FACES)

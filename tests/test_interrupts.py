@@ -197,6 +197,42 @@ def test_only_the_item_that_takes_long_is_told(make_pool: MakePool) -> None:
     assert pool.map(sleep_for, [BRIEF] * 12, 12) == [BRIEF] * 12
 
 
+def test_only_the_call_that_takes_long_is_told(make_pool: MakePool) -> None:
+    """Also where others are in its packet, as they are where they were made while the worker was busy."""
+    pool = make_pool(1, soft_time_limit=3 * BRIEF)
+    calls = [pool.apply_async(sleep_for, (seconds,)) for seconds in (BRIEF, 0, 0, 0, 10_000, 0, 0, BRIEF)]
+    assert [calls[number].get(PATIENCE) for number in (0, 1, 2, 3)] == [BRIEF, 0, 0, 0]
+    with pytest.raises(TimeLimitError):
+        calls[4].get(PATIENCE)
+    assert [call.get(PATIENCE) for call in calls[5:]] == [0, 0, BRIEF]
+
+
+def test_a_call_amid_others_may_be_cancelled_while_it_runs(make_pool: MakePool, make_line: MakeLine) -> None:
+    """It is told by an exception, and its worker lives on."""
+    inside = make_line()
+    pool = make_pool(1)
+    pid = pool.apply(worker_pid)
+    calls = [pool.submit(sleep_for, BRIEF), *[pool.submit(identity, number) for number in range(5)]]
+    doomed = pool.submit(tell_and_sleep, inside)
+    calls += [pool.submit(identity, number) for number in range(5)]
+    inside.await_told()
+    doomed.cancel(running=True)
+    assert inside.await_told() == b"t"
+    with pytest.raises(CancelledError):
+        doomed.result(PATIENCE)
+    assert [call.result(PATIENCE) for call in calls] == [BRIEF, *range(5), *range(5)]
+    assert pool.apply(worker_pid) == pid
+
+
+def tell_and_sleep(line: Line) -> None:
+    """Say that it runs, and go on for ever, or say that it was told not to."""
+    line.tell(b"i")
+    try:
+        time.sleep(10_000)
+    except TaskCancelledError:
+        line.tell(b"t")
+
+
 def ignore_it(line: Line) -> bytes:
     """Take no notice of a soft limit."""
     try:

@@ -28,9 +28,20 @@ from twins import TWINS
 
 twin = twins.twin  # the fixture
 
-ATOMS = frozenset({int, str})
+TOO_LARGE = b"x" * (LONGEST_COMMIT + 1)
+ATOMS = frozenset({int, str, bytes})
 BIG = [3**9000, 7**5000]  # whose greatest common divisor takes a fraction of a millisecond to find
 PACKET = 2**20 + 7  # of which the word has the lower bits
+
+
+class Unhashable(type):
+    """Of classes that no set can have."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Odd(metaclass=Unhashable):
+    """One of these."""
 
 
 @pytest.fixture(autouse=True)
@@ -155,27 +166,28 @@ def test_units_are_committed_before_the_next_is_claimed(page: Page, outbox: Outb
         return mark.offset
 
     values: list[Any] = []
-    assert outbox.run(page, look, [f"item {number}" for number in range(10)], ATOMS, values)
+    assert outbox.run(page, look, [f"item {number}" for number in range(10)], ATOMS, values) is None
     assert values == told_values(outbox) == [*range(10)]
     assert outbox.take() == (0, bytes(10), [pickle.dumps(number) for number in range(10)])
     assert page.claim() == -1
 
 
 @pytest.mark.parametrize("at", [0, 4, 9])
-@pytest.mark.parametrize("other", [[], "x" * LONGEST_COMMIT, True], ids=type)
+@pytest.mark.parametrize("other", [[], "x" * LONGEST_COMMIT, TOO_LARGE, True, Odd()], ids=type)
 def test_a_value_that_is_not_committed_is_the_last(page: Page, outbox: Outbox, at: int, other: Any) -> None:
     """It is of another kind (no subclass will do), or too large. Somebody sees to it, and those after it run then."""
     values: list[Any] = []
     items = [*range(at), other, *range(at + 1, 10)]
-    assert not outbox.run(page, lambda item: item, items, ATOMS, values)
-    assert values.pop() is other
+    left = outbox.run(page, lambda item: item, items, ATOMS, values)
+    assert left is not None
+    assert left[0] is other
     assert values == told_values(outbox) == [*range(at)]
     assert outbox.next_unit == at
 
     outbox.begin(PACKET, at + 1)  # it was sent
     values.clear()
     if page.claim() >= 0:
-        assert outbox.run(page, lambda item: item, items, ATOMS, values)
+        assert outbox.run(page, lambda item: item, items, ATOMS, values) is None
     assert values == told_values(outbox) == [*range(at + 1, 10)]
 
 
@@ -189,15 +201,31 @@ def test_what_a_unit_raises_comes_out(page: Page, outbox: Outbox, at: int) -> No
     assert outbox.next_unit == at
     outbox.append(Status.ERROR, b"raised")
     if page.claim() >= 0:
-        assert outbox.run(page, abs, range(10), ATOMS, values)
+        assert outbox.run(page, abs, range(10), ATOMS, values) is None
     assert values == [*range(at), *range(at + 1, 10)]
     assert outbox.take()[1] == bytes([*[Status.OK] * at, Status.ERROR, *[Status.OK] * (9 - at)])
+
+
+def test_what_is_large_is_not_even_pickled(page: Page, outbox: Outbox, twin: ModuleType) -> None:
+    """It would be twice, as it is to go by another way."""
+    pickled: list[Any] = []
+
+    def dumps(value: Any) -> bytes:
+        pickled.append(value)
+        return pickle.dumps(value)
+
+    items = [1, "x" * (LONGEST_COMMIT + 1)]
+    run = partial(twin.page_run_committing, page.memory, outbox.memory)
+    assert run(lambda item: item, items, dumps, ATOMS, [], []) == (items[1],)
+    assert pickled == [1]
 
 
 def test_what_the_parent_takes_is_not_run(page: Page, outbox: Outbox) -> None:
     """Also where it takes it while a unit runs."""
     values: list[Any] = []
-    assert outbox.run(page, lambda item: page.take_tail(PACKET, 10) if item == 3 else 0, range(10), ATOMS, values)
+    assert (
+        outbox.run(page, lambda item: page.take_tail(PACKET, 10) if item == 3 else 0, range(10), ATOMS, values) is None
+    )
     assert values == told_values(outbox) == [0, 0, 0, 4]
 
 
@@ -208,7 +236,7 @@ def test_a_unit_that_forks_leaves_nothing_in_its_child(page: Page, outbox: Outbo
         assert outbox.memory.closed
 
     values: list[Any] = []
-    assert outbox.run(page, lambda item: run_in_child(partial(look, item)), [1] * 10, ATOMS, values)
+    assert outbox.run(page, lambda item: run_in_child(partial(look, item)), [1] * 10, ATOMS, values) is None
     assert values == [0] * 10
 
 
@@ -246,7 +274,7 @@ def test_other_threads_run_meanwhile(outbox: Outbox, twin: ModuleType) -> None:
         page.claim()
         values: list[Any] = []
         count, busy = partial(operator.getitem, ticks, 0), partial(math.gcd, *BIG)
-        assert outbox.run(page, operator.call, [count, *[busy] * 298, count], ATOMS, values)
+        assert outbox.run(page, operator.call, [count, *[busy] * 298, count], ATOMS, values) is None
     finally:
         over.set()
         thread.join()

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import os
+import pickle
+import struct
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from functools import partial
+from itertools import count
 from multiprocessing.pool import MaybeEncodingError  # type: ignore[attr-defined]  # typeshed has it not
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pairpool._codec import DefinitionKind
+from interruptions import Interrupted, Interruption
+from pairpool._codec import DefinitionKind, decode_result
 from pairpool._objects import ObjectCodec
-from pairpool._packet import DEFINITION_HEAD, TASKS_HEAD, Flag, Kind, Mode, OutcomeMode, Status
+from pairpool._outbox import Outbox
+from pairpool._packet import DEFINITION_HEAD, OUTCOMES_HEAD, TASKS_HEAD, Flag, Kind, Mode, OutcomeMode, Status
+from pairpool._page import Page
 from pairpool._runner import Gate, Runner
+from pairpool._slab import Arena
+from pairpool._worker import _PickleCodec
 from pairpool.engines.threads import ThreadPage
 from receiving import PATIENCE
 
@@ -34,7 +43,10 @@ class Claims(ThreadPage):
 
     def claim(self) -> int:
         """Return the next unit, -1 where the parent has taken the rest."""
-        return self._units.pop() if self._units else -1
+        if not self._units:
+            return -1
+        self.claimed = self._units.pop()
+        return self.claimed
 
 
 def run(
@@ -148,3 +160,96 @@ def note_or_raise(item: list[Any]) -> None:
 def note_or_raise_of(number: int, path: str) -> None:
     """As `note_or_raise`."""
     note_or_raise([number, path])
+
+
+class Unhashable(type):
+    """Of classes that no set can have."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Odd(metaclass=Unhashable):
+    """One of these."""
+
+
+def odd(_: object) -> Odd:
+    """Return what cannot be pickled, as the library cannot."""
+    return Odd()
+
+
+def test_a_result_whose_class_has_no_hash_is_an_error_as_any_other(make_pool: MakePool) -> None:
+    """In the library's words, and no worker dies of it."""
+    pool = make_pool(1)
+    pid = pool.apply(os.getpid)
+    for get in (
+        lambda: pool.apply(odd, (0,)),
+        lambda: pool.map(odd, range(4), 1),
+        lambda: list(pool.imap(odd, range(4))),
+    ):
+        with pytest.raises(MaybeEncodingError):
+            get()
+    assert pool.apply(os.getpid) == pid
+
+
+# -- Signal handlers that strike anywhere ----------------------------------------------------------------
+
+STRUCK = 5
+WANTED = [0, 1, b"v" * 20_000, 3, 4]
+
+
+def large_in_the_middle(number: int) -> object:
+    """Return a number, but one has so much to say that it has a message of its own."""
+    return WANTED[number]
+
+
+UNITS: dict[str, tuple[Mode, list[Any]]] = {
+    "one pickle": (Mode.SHARED, [[*range(STRUCK)]]),
+    "a pickle each": (Mode.SEPARATE, [*range(STRUCK)]),
+    "calls": (Mode.CALLS, [*[((number,), {}) for number in range(STRUCK)]]),
+}
+
+
+@pytest.mark.parametrize("flags", [0, Flag.VISIBLE], ids=["together", "visible"])
+@pytest.mark.parametrize("how", UNITS)
+@pytest.mark.parametrize("threads", [False, True], ids=["processes", "threads"])
+def test_what_a_handler_raises_is_the_outcome_of_what_it_struck(how: str, flags: int, threads: bool) -> None:
+    """Or of nothing, where that is no unit; and never of one that it did not strike."""
+    mode, contents = UNITS[how]
+    with ExitStack() as stack:
+        outbox, page = stack.enter_context(closing(Outbox.create())), stack.enter_context(closing(Page.create()))
+        for strike in count():
+            sent: list[Sequence[Any]] = []
+            runner = Runner(
+                ObjectCodec() if threads else _PickleCodec(Arena()),
+                ThreadPage() if threads else page,
+                None if threads else outbox,
+                lambda _kind, _ident, buffers, sent=sent: sent.append(buffers),  # type: ignore[misc]
+            )
+            runner._definitions[DEFINITION] = (0, large_in_the_middle if threads else b"", ())
+            runner._functions[DEFINITION] = large_in_the_middle
+            payloads = contents if threads else [pickle.dumps(each) for each in contents]
+            if mode == Mode.CALLS:
+                payloads = [struct.pack(f"<{STRUCK}Q", *[DEFINITION] * STRUCK), *payloads]
+            head = TASKS_HEAD.pack(mode, flags, 0, STRUCK, 1, DEFINITION, 0)
+            interruption = Interruption([strike])
+            interruption.watch(partial(runner.run, strike + 1, [head, *payloads], ()))
+            if not interruption.struck:
+                break
+            told = [each for buffers in sent for each in outcomes_in(buffers, threads)]
+            assert [unit for unit, _ in told] == [*range(len(told))], interruption.struck
+            assert len(told) <= STRUCK
+            assert all(value in (WANTED[unit], Interrupted) for unit, value in told), interruption.struck
+
+
+def outcomes_in(buffers: Sequence[Any], threads: bool) -> list[tuple[int, Any]]:
+    """Return which units a message tells of, and the value of each, or `Interrupted`."""
+    loads: Callable[[Any], Any] = (lambda value: value) if threads else decode_result
+    mode, first, units, _ = OUTCOMES_HEAD.unpack(buffers[0])
+    if mode == OutcomeMode.SHARED:
+        values = loads(buffers[1])
+    else:
+        values = [
+            Interrupted if status else loads(payload) for status, payload in zip(buffers[1], buffers[2:], strict=True)
+        ]
+    assert len(values) == units
+    return [*enumerate(values, first)]

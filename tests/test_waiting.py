@@ -367,6 +367,26 @@ def test_a_signal_that_is_too_early_for_a_sleep_is_seen_soon(
     assert sleeps[1] is None or sleeps[1] > _pump.SETTLE
 
 
+def test_who_only_looks_does_not_spin(
+    make_pool: MakePool, make_line: MakeLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wait without patience ends at once."""
+    gate = make_line()
+    pool = make_pool(1)
+    result = pool.apply_async(wait_for, (gate,))
+    wait_ready, spins = _framing.wait_ready, set[float]()
+
+    def note_and_wait(epoll: Any, spin: float, timeout: float | None) -> list[int]:
+        spins.add(spin)
+        return wait_ready(epoll, spin, timeout)
+
+    monkeypatch.setattr(_framing, "wait_ready", note_and_wait)
+    result.wait(0)
+    assert spins == {0.0}
+    gate.tell(b"x")
+    assert result.get(PATIENCE) == b"x"
+
+
 def test_an_interrupt_comes_out_where_the_pool_ends_meanwhile() -> None:
     """The I/O thread may be through just as who pumped leaves, who then closes what they had in common."""
     pump = _pump.Pump(cast("Any", SimpleNamespace(waiters=1)), lambda: None)

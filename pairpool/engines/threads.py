@@ -61,17 +61,21 @@ class Claims:
 class ThreadPage:
     """Claims of the packet that a thread runs."""
 
+    claimed = -1  # the unit that was claimed last
+
     def __init__(self) -> None:
         self.claims = Claims(0, 0)
 
     def begin(self, packet: int, count: int) -> None:
         self.claims = Claims(packet, count)
+        self.claimed = -1
 
     def claim(self) -> int:
         try:
-            return self.claims.units.popleft()
+            self.claimed = unit = self.claims.units.popleft()
         except IndexError:
             return -1
+        return unit
 
     def run(self, function: Callable[[Any], Any], items: Sequence[Any], values: list[Any]) -> None:
         unit = len(values)
