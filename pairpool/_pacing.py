@@ -46,7 +46,7 @@ def may_send_ahead(job: Job, slots: int) -> bool:
     """Whether a packet may be queued behind others: while those of a job grow, the next ones will carry more."""
     if not job.unit_ns:
         return job.in_flight < slots
-    return job.grown >= min(target(job) // job.unit_ns, MAX_UNITS) or job.in_flight < LEARNING * slots
+    return job.grown >= target(job) // job.unit_ns or job.in_flight < LEARNING * slots
 
 
 def gathers(job: Job, slot: Slot) -> bool:

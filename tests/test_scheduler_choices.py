@@ -129,15 +129,6 @@ def test_a_slot_is_as_deep_as_time_says() -> None:
     assert all(DEPTH - MILLISECOND < slot.load <= DEPTH for slot in bench.slots)
 
 
-def test_a_slot_is_as_deep_where_packets_have_all_the_units_they_may() -> None:
-    """Though they are shorter than they should be, and will never grow to that."""
-    bench = Bench(2)
-    job = bench.job(1, 1_000_000, unit_ns=100)
-    job.grown = MAX_UNITS
-    bench.send()
-    assert all(DEPTH - MILLISECOND < slot.load < DEPTH + MILLISECOND for slot in bench.slots)
-
-
 def test_a_slot_holds_no_more_than_its_credit() -> None:
     """However short the packets, a slot's channel is never given more than it takes."""
     bench = Bench(1, credit=3)
