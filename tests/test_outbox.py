@@ -6,8 +6,8 @@ import math
 import operator
 import pickle
 import signal
-import threading
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -24,7 +24,7 @@ from pairpool._outbox import SIZE, Outbox
 from pairpool._packet import COMMITTED_HEAD, Status
 from pairpool._page import Page, Phase
 from pairpool._record import read_committed
-from twins import TWINS
+from twins import TWINS, ticking
 
 twin = twins.twin  # the fixture
 
@@ -261,22 +261,10 @@ def test_other_threads_run_meanwhile(outbox: Outbox, twin: ModuleType) -> None:
     """Also where the units' function is one in C, which lets nobody in."""
     if twin.PIPED_CLAIMS:
         pytest.skip("each claim gives the GIL away for a system call, and who waits for it is sometimes late for 300")
-    ticks, over, page = [0], threading.Event(), Page.create()
-
-    def tick() -> None:
-        while not over.is_set():
-            ticks[0] += 1
-
-    thread = threading.Thread(target=tick)
-    thread.start()
-    try:
+    values: list[Any] = []
+    with closing(Page.create()) as page, ticking() as ticks:
         page.begin(PACKET, 300)
         page.claim()
-        values: list[Any] = []
         count, busy = partial(operator.getitem, ticks, 0), partial(math.gcd, *BIG)
         assert outbox.run(page, operator.call, [count, *[busy] * 298, count], ATOMS, values) is None
-    finally:
-        over.set()
-        thread.join()
-        page.close()
     assert values[-1] > values[0]

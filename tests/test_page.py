@@ -11,7 +11,6 @@ import pickle
 import random
 import signal
 import struct
-import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import ModuleType
@@ -24,7 +23,7 @@ from forks import exit_code, fork_child, open_descriptors, run_in_child
 from interruptions import Interrupted
 from pairpool import _descriptors, _framing_py, _page
 from pairpool._page import Page, Phase
-from twins import TWINS
+from twins import TWINS, ticking
 
 twin = twins.twin  # the fixture
 
@@ -150,23 +149,12 @@ def test_other_threads_run_meanwhile(worker: Page, twin: ModuleType) -> None:
     """Also where the units' function is one in C, which lets nobody in."""
     if twin.PIPED_CLAIMS:
         pytest.skip("each claim gives the GIL away for a system call, and who waits for it is sometimes late for 300")
-    ticks, over = [0], threading.Event()
     busy = partial(math.factorial, 3000)  # a fraction of a millisecond
-
-    def tick() -> None:
-        while not over.is_set():
-            ticks[0] += 1
-
-    thread = threading.Thread(target=tick)
-    thread.start()
-    try:
+    values: list[Any] = []
+    with ticking() as ticks:
         worker.begin(7, 300)
         worker.claim()
-        values: list[Any] = []
         worker.run(operator.call, [ticks.copy, *[busy] * 298, ticks.copy], values)
-    finally:
-        over.set()
-        thread.join()
 
     assert values[-1] > values[0]
 

@@ -7,6 +7,9 @@ must not leave the suite green.
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import product
 from types import ModuleType
 
@@ -31,3 +34,21 @@ needs_c = pytest.mark.skipif("c" not in TWINS, reason="PAIRPOOL_EXTENSION=0 leav
 def twin(request: pytest.FixtureRequest) -> ModuleType:
     """Each twin in turn."""
     return TWINS[request.param]
+
+
+@contextmanager
+def ticking() -> Iterator[list[int]]:
+    """Have another thread count for as long as it is let run; its count is the list's only entry."""
+    ticks, over = [0], threading.Event()
+
+    def tick() -> None:
+        while not over.is_set():
+            ticks[0] += 1
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    try:
+        yield ticks
+    finally:
+        over.set()
+        thread.join()
