@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from pairpool._descriptors import Owner
+from pairpool._descriptors import own
 
 LARGEST = 1 << 16  # bytes of such a file
 ROOT = "/sys/fs/cgroup"
@@ -17,8 +17,7 @@ MEMBERSHIP = "/proc/self/cgroup"
 
 def read(path: str) -> bytes:
     """What is in a small file. Raises OSError."""
-    # Opened and owned in one step, by what closes without a word when an interrupt leaves it to be collected.
-    (file,) = map(Owner.fromfd, map(os.open, (path,), (os.O_RDONLY,)))
+    file = own(os.open, path, os.O_RDONLY)
     content = os.read(file.fileno(), LARGEST)
     file.close()
     return content

@@ -62,6 +62,12 @@ swallow an interrupt.
 """
 
 
+def own(function: Callable[..., int], *args: object) -> Owner:
+    """Own the descriptor that this function opens, in one step which no signal handler can split."""
+    (owner,) = map(Owner.fromfd, starmap(function, (args,)))
+    return owner
+
+
 class Descriptor:
     """Owns one descriptor, and closes it at the latest when it is collected, with a ResourceWarning.
 
@@ -76,7 +82,7 @@ class Descriptor:
 
     @classmethod
     def of(cls, function: Callable[..., int], *args: object) -> Descriptor:
-        """Own the descriptor that this function opens, in one step which no signal handler can split."""
+        """As `own`."""
         self = cls.__new__(cls)
         (self._file,) = map(FileIO, starmap(function, (args,)))
         return self

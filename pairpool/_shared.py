@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
 from pairpool import _passing
-from pairpool._descriptors import OwnedDescriptors, Owner
+from pairpool._descriptors import OwnedDescriptors, own
 from pairpool._envelope import PROTOCOL
 from pairpool.errors import PairpoolError
 
@@ -112,7 +112,7 @@ def make_array(shape: Any, dtype: Any) -> tuple[Any, bytes, OwnedDescriptors]:
     like = np.empty(shape, dtype)
     shape, dtype, size = like.shape, like.dtype, max(1, like.nbytes)
     del like
-    (owner,) = map(Owner.fromfd, map(os.memfd_create, ("pairpool-array",), (os.MFD_CLOEXEC,)))
+    owner = own(os.memfd_create, "pairpool-array", os.MFD_CLOEXEC)
     try:
         # Now, and not when somebody touches it: then he would get a SIGBUS.
         os.posix_fallocate(owner.fileno(), 0, size)

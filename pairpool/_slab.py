@@ -26,7 +26,6 @@ arena's or the hands of one thread; an interrupt in between loses it, and then i
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import mmap
 import os
@@ -173,8 +172,7 @@ class _Slab:
         self._size = 1 << exponent
         self._exists = 0  # bytes
         self._map: mmap.mmap | None = None
-        # One step, so that no interrupt leaves a descriptor to nobody.
-        (self._owner,) = map(Owner.fromfd, map(os.memfd_create, (NAME,), (_FLAGS,)))
+        self._owner = _descriptors.own(os.memfd_create, NAME, _FLAGS)
         _descriptors.register(self)
         os.ftruncate(self._owner.fileno(), self._size)
         fcntl.fcntl(self._owner.fileno(), fcntl.F_ADD_SEALS, _SEALS)
@@ -230,8 +228,7 @@ def _would_be_high(descriptor: int) -> bool:
     if not _framing.MAPPINGS_KEEP_DESCRIPTORS:
         return False
     try:
-        with contextlib.closing(Owner.fromfd(os.dup(descriptor))) as kept:
-            return is_high(kept.fileno())
+        return is_high(_descriptors.own(os.dup, descriptor).fileno())
     except OSError:
         return True  # there is none at all
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import mmap
 import os
 import pickle
@@ -17,6 +18,7 @@ import pytest
 
 import test_slab
 from forks import open_descriptors, run_in_child
+from interruptions import Interruption
 from pairpool import _framing, _slab
 from pairpool._codec import Decoder
 from pairpool._envelope import Large, pack
@@ -189,6 +191,30 @@ def test_without_room_for_a_slab_everything_is_in_the_envelope(
     assert size >= 2 * SIZE
     assert list(map(bytes, Decoder.loads(data, (os.dup(slab.fileno()),)))) == list(map(bytes, sent))
     slab.close()
+
+
+# -- Where a handler strikes -------------------------------------------------------------------------
+
+
+def there_and_back(arena: Arena) -> None:
+    """Have a slab made, written, written again and mapped, one for all, and read each."""
+    for size in (SIZE // 2, SIZE, SIZE):
+        read(put(arena, b"x" * size), size)
+    read(put_for_all([b"x" * SIZE], [0], SIZE))
+
+
+def test_an_interrupt_leaves_nothing_wherever_it_strikes() -> None:
+    """Not a descriptor and not a mapping."""
+    for number in itertools.count():
+        arena = Arena()
+        interruption = Interruption([number])
+        struck = interruption.watch(lambda arena=arena: there_and_back(arena))  # type: ignore[misc]
+        del arena
+        assert (slabs_open(), mapped()) == (0, 0), interruption.struck
+        if not interruption.struck:
+            break
+        assert struck, interruption.struck
+    assert number > 100
 
 
 # -- How much is kept --------------------------------------------------------------------------------
