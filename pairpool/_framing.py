@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from pairpool import _framing_py
-    from pairpool._framing_py import Raw
+    from pairpool._transfer_py import Raw
 
 
 def _choose_twin(choice: str) -> ModuleType:
@@ -71,6 +71,7 @@ await_message = twin.await_message
 wait_ready = twin.wait_ready
 
 MAPPINGS_KEEP_DESCRIPTORS: Final = twin.MAPPINGS_KEEP_DESCRIPTORS
+slab_copy = twin.slab_copy
 slab_lend = twin.slab_lend
 slab_is_free = twin.slab_is_free
 slab_seals = twin.slab_seals

@@ -26,8 +26,14 @@
 #include <time.h>
 #include <unistd.h>
 
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
 #define MESSAGE_LIMIT 32768
 #define READY_LIMIT 256
+#define STREAMED (1 << 22) /* bytes that are copied past the caches */
+#define LINE 64            /* bytes of the caches' lines */
 
 /* --- Arguments and time --------------------------------------------------------------------------------- */
 
@@ -819,6 +825,54 @@ static PyObject *slab_seals(PyObject *Py_UNUSED(module), PyObject *const *args, 
     return PyLong_FromLong((uint64_t)status.st_size < size ? 0 : seals);
 }
 
+/* What is large is stored past the caches. The processor need not read it first, to write over it: where memory is the
+   limit that saves a third of the time. */
+static void copy(char *target, const char *source, size_t size) {
+#ifdef __SSE2__
+    if (size >= STREAMED) {
+        size_t head = -(uintptr_t)target % sizeof(__m128i), lines = (size - head) / LINE;
+        memcpy(target, source, head);
+        __m128i *to = (__m128i *)(target + head);
+        const __m128i *from = (const __m128i *)(source + head);
+        for (size_t line = 0; line < lines; line++, to += 4, from += 4) {
+            __m128i first = _mm_loadu_si128(from), second = _mm_loadu_si128(from + 1);
+            __m128i third = _mm_loadu_si128(from + 2), fourth = _mm_loadu_si128(from + 3);
+            _mm_stream_si128(to, first);
+            _mm_stream_si128(to + 1, second);
+            _mm_stream_si128(to + 2, third);
+            _mm_stream_si128(to + 3, fourth);
+        }
+        _mm_sfence();
+        size_t copied = head + lines * LINE;
+        target += copied, source += copied, size -= copied;
+    }
+#endif
+    memcpy(target, source, size);
+}
+
+static PyObject *slab_copy(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs) {
+    Py_buffer target, source;
+    uint64_t start;
+
+    if (check_arity("slab_copy", nargs, 3) < 0 || integer_within(args[1], "start", 0, PY_SSIZE_T_MAX, &start) < 0 ||
+        PyObject_GetBuffer(args[0], &target, PyBUF_WRITABLE) < 0)
+        return NULL;
+    if (PyObject_GetBuffer(args[2], &source, PyBUF_SIMPLE) < 0) {
+        PyBuffer_Release(&target);
+        return NULL;
+    }
+    int fits = start <= (uint64_t)target.len && (uint64_t)source.len <= (uint64_t)target.len - start;
+    if (!fits)
+        PyErr_SetString(PyExc_ValueError, "a slab has no room for that there");
+    else
+        copy((char *)target.buf + start, source.buf, (size_t)source.len);
+    PyBuffer_Release(&source);
+    PyBuffer_Release(&target);
+    if (!fits)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
 typedef struct {
     PyObject_HEAD
     void *start;
@@ -913,6 +967,7 @@ static PyMethodDef methods[] = {
     {"outbox_append", FAST(outbox_append), "outbox_append($module, outbox, status, payload, payloads, /)\n--\n\n"},
     {"page_take", FAST(page_take), "page_take($module, page, packet, /)\n--\n\n"},
     {"slab_lend", FAST(slab_lend), "slab_lend($module, descriptor, own, /)\n--\n\n"},
+    {"slab_copy", FAST(slab_copy), "slab_copy($module, target, start, source, /)\n--\n\n"},
     {"slab_is_free", slab_is_free, METH_O, "slab_is_free($module, descriptor, /)\n--\n\n"},
     {"slab_seals", FAST(slab_seals), "slab_seals($module, descriptor, size, /)\n--\n\n"},
     {"slab_map", FAST(slab_map), "slab_map($module, descriptor, size, frozen, /)\n--\n\n"},

@@ -26,6 +26,7 @@ arena's or the hands of one thread; an interrupt in between loses it, and then i
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -46,7 +47,7 @@ SMALLEST: Final = 16  # exponent of the smallest slab's size
 LARGEST: Final = 47  # exponent: what a process can map
 ALIGNMENT: Final = 64  # bytes: where parts begin, as numpy and its like want it
 NAME: Final = "pairpool-slab"
-STEP: Final = 1 << 23  # bytes copied in one go: until then no other thread runs
+STEP: Final = 1 << 23  # bytes copied or mapped in one go: until then no other thread runs
 MOST_AT_ONCE: Final = 1 << 30  # bytes: what one read(2) or write(2) takes is limited
 MOST_KEPT: Final = 1 << 28  # bytes of slabs in an arena, used or not
 MOST_SLABS: Final = 128  # in an arena: each has a descriptor, or two
@@ -56,6 +57,7 @@ LOOKED_AT: Final = 4  # slabs, those that were lent longest, before another one 
 LOWEST: Final = 16  # descriptor that one may have in any case, without a look at the limit
 HIGHEST: Final = 512  # descriptor that a slab may have: programs wait with select(2), which knows of 1024
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+_POPULATE_READ: Final = 22  # MADV_POPULATE_READ of madvise(2), since Linux 5.14
 _FLAGS: Final = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
 
 # What counts is descriptors, or else vm.max_map_count, which is 65 530.
@@ -185,13 +187,19 @@ class _Slab:
             self._exists = end
             return
         if self._map is None:
-            self._map = mmap.mmap(self._owner.fileno(), self._size)
-        with memoryview(self._map) as mapped:
-            for part, start in zip(parts, starts, strict=True):
-                data = memoryview(part)
-                for at in range(0, len(data), STEP):
-                    piece = data[at : at + STEP]
-                    mapped[start + at : start + at + len(piece)] = piece
+            self._map = self._mapped()
+        for part, start in zip(parts, starts, strict=True):
+            data = memoryview(part)
+            for at in range(0, len(data), STEP):
+                _framing.slab_copy(self._map, start + at, data[at : at + STEP])
+
+    def _mapped(self) -> mmap.mmap:
+        mapped = mmap.mmap(self._owner.fileno(), self._size)
+        with contextlib.suppress(OSError):
+            # Else copying stops at each page that is not in the page table: 26 ms for 64 MB, of which this saves 13.
+            for start in range(0, self._exists, STEP):
+                mapped.madvise(_POPULATE_READ, start, min(STEP, self._exists - start))
+        return mapped
 
     def freeze(self) -> None:
         """Has the kernel refuse whoever wants to write to it. Not once it was mapped."""

@@ -41,7 +41,7 @@ STOREYS = {
     "errors": Storey("errors _masks _strikes"),
     "descriptors": Storey("_descriptors _deadman", "errors"),
     "words": Storey("_packet _states _waiting _size _cgroup", "descriptors"),
-    "framing": Storey("_framing _framing_py _framing_c", "errors words", doors="_framing"),
+    "framing": Storey("_framing _framing_py _transfer_py _framing_c", "errors words", doors="_framing"),
     "transport": Storey("_channel _page _outbox _slab", "errors words descriptors framing"),
     "pickling": Storey(
         "_namespaces _anatomy _fingerprint _ledger _by_value _kept _parcels _passing _plain _returning "

@@ -7,6 +7,7 @@ import ctypes
 import mmap
 import os
 import pickle
+import resource
 import signal
 import socket
 import threading
@@ -289,6 +290,20 @@ def test_what_is_for_all_cannot_be_written_by_anybody() -> None:
         os.close(number)
         lines = [line for line in Path("/proc/self/maps").read_text().splitlines() if _slab.NAME in line]
         assert [line.split()[1] for line in lines] == ["r--s", "r--s"]
+
+
+def test_copying_does_not_stop_at_each_page(arena: Arena) -> None:
+    """Where a slab is used again the page table has been filled before."""
+    with mmap.mmap(-1, mmap.PAGESIZE) as some:
+        try:
+            some.madvise(_slab._POPULATE_READ)
+        except OSError:
+            pytest.skip("the kernel is older than 5.14")
+    data = b"x" * (8 << 20)
+    put(arena, data).close()
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+    put(arena, data).close()
+    assert resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before < len(data) // mmap.PAGESIZE // 4
 
 
 def test_a_payload_that_is_longer_is_written(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
