@@ -11,6 +11,8 @@ slots idle (`Dispatcher.starving` is set before `fresh` is looked at for the las
 
 Who feeds is woken when a quarter is left of what may be ready. A caller who feeds, and is interrupted by a signal
 handler that joins the pool, is relieved by a thread (`hand_over`).
+
+Where a consumer has asked for a bound and is gone its job is cancelled, since nobody would make room any more.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from pairpool._codec import Payload
 from pairpool._pacing import DEPTH, MAX_UNITS
 from pairpool._size import transit_limit
 from pairpool._strikes import came_from_handler
-from pairpool._waiting import Settable, Signal, wake_all
+from pairpool._waiting import Bell, Settable, wake_all
 
 if TYPE_CHECKING:
     from pairpool._dispatch import Dispatcher
@@ -45,6 +47,13 @@ class Consumer(Protocol):
     """Takes results one by one."""
 
     paced: bool  # it was asked to bound what is under way
+
+    @property
+    def gone(self) -> bool:
+        """Whether nobody can take anything any more."""
+
+    def call_when_gone(self, callback: Callable[[Any], object]) -> None:
+        """Calls this with an object of no use, perhaps amid anything; not where it is gone already."""
 
     def wants(self, fed: int, size: int) -> bool:
         """Whether another unit may be pulled, where so many were, and these take so many bytes now.
@@ -210,11 +219,16 @@ class Feeder:
         threading.Thread(target=self._run, name="pairpool-feeder", daemon=True).start()
 
     def _run(self) -> None:
-        signal = Signal()
-        self.signals.append(signal)
+        bell, consumer, dispatcher = Bell(), self._consumer, self._dispatcher
+        self.signals.append(bell)
+        if consumer is not None:
+            consumer.call_when_gone(bell.ring)
         while not self._over:
+            if consumer is not None and consumer.gone:
+                dispatcher.post(dispatcher.on_cancel, self.job)
+                return
             if not self.hungry():
-                signal.wait()
+                bell.wait()
                 continue
             try:
                 self.feed()

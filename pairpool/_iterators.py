@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing.pool as stdlib
+import weakref
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from pairpool import errors
@@ -24,6 +25,7 @@ class IMapIterator(stdlib.IMapIterator, Generic[T]):  # type: ignore[type-arg]
     """
 
     _ordered = True
+    gone = False
 
     def __init__(self, dispatcher: Dispatcher, pool: object, bound: Bound | None = None) -> None:
         """`bound`: of what may be under way and not taken from here; None: of bytes, by the memory there is."""
@@ -84,6 +86,9 @@ class IMapIterator(stdlib.IMapIterator, Generic[T]):  # type: ignore[type-arg]
         unit = 1 if self.job is None else self.job.unit
         taken = self._place + self._at - len(self._news) - self._in_hand
         return self._bound.leaves_room((fed - taken) * unit, size + arrived_size - self._decoded_size, unit)
+
+    def call_when_gone(self, callback: Callable[[Any], object]) -> None:
+        pass  # its job keeps it, and runs to its end as the standard library's does
 
     def _has_news(self) -> bool:
         place = self._place
@@ -184,6 +189,50 @@ def _nudge(feeder: Feeder | None) -> None:
     """There is room for more."""
     if feeder is not None:
         feeder.nudge()
+
+
+class WeakConsumer:
+    """An iterator with a bound as its job has it, which does not keep it: once that is dropped the job is cancelled."""
+
+    paced = True
+
+    def __init__(self, iterator: IMapIterator[Any]) -> None:
+        self._iterator = weakref.ref(iterator)
+
+    @property
+    def gone(self) -> bool:
+        return self._iterator() is None
+
+    def call_when_gone(self, callback: Callable[[Any], object]) -> None:
+        iterator = self._iterator()
+        if iterator is not None:
+            self._iterator = weakref.ref(iterator, callback)
+
+    def wants(self, fed: int, size: int) -> bool:
+        iterator = self._iterator()
+        return iterator is not None and iterator.wants(fed, size)
+
+    def take(self, record: Record, records: deque[Record]) -> int | None:
+        iterator = self._iterator()
+        if iterator is not None:
+            return iterator.take(record, records)
+        del records[0]
+        return None
+
+    def progress(self) -> None:
+        iterator = self._iterator()
+        if iterator is not None:
+            iterator.progress()
+
+    def finish(self) -> None:
+        iterator = self._iterator()
+        if iterator is not None:
+            iterator.finish()
+
+    def fail(self, error: BaseException) -> None:
+        iterator = self._iterator()
+        if iterator is not None:
+            iterator.fail(error)
 
 
 class IMapUnorderedIterator(IMapIterator[T], stdlib.IMapUnorderedIterator):  # type: ignore[type-arg]

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pairpool import _arguments, _dispatch
 from pairpool._future import Future
-from pairpool._iterators import IMapIterator, IMapUnorderedIterator
+from pairpool._iterators import IMapIterator, IMapUnorderedIterator, WeakConsumer
 from pairpool._strikes import came_from_handler
 from pairpool.results import AsyncResult, MapResult
 
@@ -226,7 +226,7 @@ class Tasks:
             terms=self._terms,
         )
         result.job = job
-        self._start(job, items, None, result, here=here)
+        self._start(job, items, None, result, None, here=here)
 
     def _start(
         self,
@@ -234,13 +234,13 @@ class Tasks:
         items: Iterable[Any],
         refusal: BaseException | None,
         result: MapResult | IMapIterator[Any],
+        consumer: IMapIterator[Any] | WeakConsumer | None,
         *,
         here: bool,
     ) -> None:
         if job.items is not None:
             self._dispatcher.add_batch(job, None)
             return
-        consumer = result if isinstance(result, IMapIterator) else None
         feeder = result.feeder = _dispatch.Feeder(self._dispatcher, job, items, refusal, consumer)
         self._dispatcher.add_batch(job, feeder)
         if not here:
@@ -266,6 +266,9 @@ class Tasks:
             bufferbytes: bytes, pickled, of such items and results; None: a quarter of the memory, for those that are
                 larger than 30 KiB, and where the items are not a list or range of numbers and the like. One item
                 more may be under way, and what is in it is not known before it is pulled.
+
+        An iterator with a bound that is dropped before its end, as by a `break`, cancels its job: no more is pulled,
+        and what has not begun is not run. Without a bound all of it is run, as by the standard library.
 
         Raises:
             ValueError, TypeError: for bounds that are no such numbers.
@@ -298,6 +301,7 @@ class Tasks:
         if buffersize is not None or bufferbytes is not None:
             bound = _arguments.check_bound(buffersize, bufferbytes)
         result = kind(self._dispatcher, self._owner, bound)
+        consumer = result if bound is None else WeakConsumer(result)
         if chunksize < 1:
             raise ValueError(f"Chunksize must be 1+, not {chunksize:n}")
         chunksize = _arguments.check_chunksize(chunksize)
@@ -312,7 +316,7 @@ class Tasks:
         job = _dispatch.BatchJob(
             dispatcher.encoder,
             definition,
-            result,
+            consumer,
             items=dispatcher.plain_items(iterable) if refusal is None and bound is None else None,
             unit=chunksize,
             chunk=1,
@@ -322,7 +326,7 @@ class Tasks:
         )
         result.job = job
         try:
-            self._start(job, iterable, refusal, result, here=False)
+            self._start(job, iterable, refusal, result, consumer, here=False)
             shown: Iterator[Any] = result if chunksize == 1 else result.chained()
             return shown
         except BaseException:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import time
 from _thread import allocate_lock
+from collections.abc import Callable
+from queue import SimpleQueue
 from typing import Final, Protocol
 
 # The longest a lock can be waited for in one go; `threading.TIMEOUT_MAX` without importing threading for it.
@@ -37,6 +39,27 @@ class Signal:
     def wait(self, timeout: float | None = None) -> None:
         """Returns once set, or after `timeout` seconds."""
         self._lock.acquire(True, -1 if timeout is None else min(max(timeout, 0), _LONGEST))
+
+
+class Bell:
+    """A `Signal` that a weak reference sets, too, by having `ring` for its callback.
+
+    That is a function in C which finalizers may call: in one of ours an interrupt would be swallowed.
+    """
+
+    __slots__ = ("_rung", "ring")
+
+    def __init__(self) -> None:
+        self._rung: SimpleQueue[object] = SimpleQueue()
+        self.ring: Callable[[object], None] = self._rung.put
+
+    def set(self) -> None:
+        if self._rung.empty():
+            self.ring(None)
+
+    def wait(self) -> None:
+        """Returns once set."""
+        self._rung.get()
 
 
 def wake_all(signals: list[Settable]) -> None:

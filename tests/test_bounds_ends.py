@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 import pairpool
+from large import comes_true
 from receiving import PATIENCE
 from tasks import Line, fail, fail_at_zero, identity
 from test_bounds import Source, every_face
@@ -34,6 +37,12 @@ def test_items_that_fail_make_room(make_pool: MakePool, face: str) -> None:
     with pytest.raises(StopIteration):
         source.take(results)
     assert source.most <= 2
+
+
+def sleep_a_little(item: int) -> int:
+    """Take some time."""
+    time.sleep(0.05)
+    return item
 
 
 def die_at_three(item: int) -> int:
@@ -166,6 +175,106 @@ def test_results_can_be_waited_for(make_pool: MakePool, make_line: MakeLine) -> 
     assert results.next(PATIENCE) == b"b"
 
 
+# -- Iterators that are dropped -----------------------------------------------------------------------
+
+
+def feeders() -> list[threading.Thread]:
+    """Return the threads that pull items."""
+    return [thread for thread in threading.enumerate() if thread.name == "pairpool-feeder"]
+
+
+@every_face
+@pytest.mark.parametrize("chunk", [1, 3])
+@pytest.mark.parametrize("taken", [0, 1, 7])
+def test_an_iterator_that_is_dropped_cancels_its_job(make_pool: MakePool, face: str, chunk: int, taken: int) -> None:
+    """Its input, which may be endless, is pulled no more, and is closed; no thread is left, and the pool can end."""
+    closed = threading.Event()
+
+    def generate() -> Iterator[int]:
+        try:
+            yield from source
+        finally:
+            closed.set()
+
+    source = Source()
+    pool = make_pool(2)
+    results = getattr(pool, face)(identity, generate(), chunk, buffersize=6)
+    for _ in range(taken):
+        source.take(results)
+    source.await_pulled(6)
+    waiting = feeders()
+    assert waiting != []
+    del results
+    for feeder in waiting:
+        feeder.join(PATIENCE)
+    assert feeders() == []
+    assert closed.wait(PATIENCE)
+    assert source.pulled <= taken + 2 * 6
+    pulled = source.pulled
+    assert comes_true(lambda: not pool._cache, PATIENCE)
+    assert pool.map(identity, range(10), 1) == list(range(10))
+    pool.close()
+    pool.join()
+    assert source.pulled == pulled
+
+
+def test_one_that_is_dropped_while_an_item_is_pulled(make_pool: MakePool) -> None:
+    """That item is the last."""
+    pulling, gate, pulled = threading.Event(), threading.Event(), list[int]()
+
+    def generate() -> Iterator[int]:
+        for number in itertools.count():
+            if number == 1:
+                pulling.set()
+                assert gate.wait(PATIENCE)
+            pulled.append(number)
+            yield number
+
+    pool, others = make_pool(1), set(feeders())
+    results = pool.imap(identity, generate(), buffersize=5)
+    assert next(results) == 0
+    assert pulling.wait(PATIENCE)
+    (feeder,) = set(feeders()) - others
+    del results
+    gate.set()
+    feeder.join(PATIENCE)
+    assert not feeder.is_alive()
+    assert pulled == [0, 1]
+
+
+def test_one_that_is_still_in_use_is_not_dropped(make_pool: MakePool) -> None:
+    """By whoever waits for its next result, or has chained it to another."""
+    pool = make_pool(1)
+    rest = itertools.islice(itertools.chain([0], pool.imap(identity, itertools.count(1), buffersize=2)), 100)
+    gc.collect()
+    assert list(rest) == list(range(100))
+    assert next(pool.imap(sleep_a_little, itertools.count(), buffersize=1)) == 0
+
+
+def test_without_a_bound_all_is_run(make_pool: MakePool) -> None:
+    """As by the standard library: programs call `imap` for what its tasks do, and drop what it returns."""
+    source = Source(500)
+    pool = make_pool(2)
+    pool.imap(identity, source)
+    pool.close()
+    pool.join()
+    assert source.pulled == 500
+
+
+def test_it_is_dropped_with_threads_too() -> None:
+    """In whose pools results are no pickles."""
+    source = Source()
+    with pairpool.ThreadPool(2) as pool:
+        for number in pool.imap(identity, source, buffersize=4):
+            if number == 10:
+                break
+        del number
+        assert comes_true(lambda: feeders() == [], PATIENCE)
+        pool.close()
+        pool.join()
+    assert source.pulled <= 20
+
+
 # -- The end of the pool -----------------------------------------------------------------------------
 
 
@@ -195,23 +304,6 @@ def test_a_pool_that_is_closed_waits_for_its_consumer(make_pool: MakePool, face:
     assert sorted(source.take(results) for _ in range(50)) == list(range(50))
     assert source.most == 2
     pool.join()
-
-
-@every_face
-def test_an_iterator_that_is_dropped_does_not_keep_the_pool(make_pool: MakePool, face: str) -> None:
-    """Neither before anything was taken, nor in the midst of it."""
-    pool = make_pool(2)
-    for taken in (0, 5):
-        source = Source(50)
-        results = getattr(pool, face)(identity, source, buffersize=2)
-        for _ in range(taken):
-            source.take(results)
-        source.await_pulled(2 + taken)
-        del results
-        assert pool.apply(identity, (5,)) == 5
-    pool.close()
-    pool.join()
-    assert source.pulled == 50
 
 
 @every_face
