@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 from pairpool._descriptors import own
+from pairpool._strikes import raise_if_from_handler
 
 LARGEST = 1 << 16  # bytes of such a file
 ROOT = "/sys/fs/cgroup"
@@ -16,22 +17,24 @@ MEMBERSHIP = "/proc/self/cgroup"
 
 
 def read(path: str) -> bytes:
-    """What is in a small file. Raises OSError."""
-    file = own(os.open, path, os.O_RDONLY)
-    content = os.read(file.fileno(), LARGEST)
-    file.close()
-    return content
+    """What is in a small file; nothing where there is no such file, or none that may be read."""
+    try:
+        file = own(os.open, path, os.O_RDONLY)
+        content = os.read(file.fileno(), LARGEST)
+        file.close()
+        return content
+    except OSError as error:
+        problem = error
+    # Outside: an interrupt that strikes here shows no other error.
+    raise_if_from_handler(problem)
+    return b""
 
 
 def folders() -> list[str]:
     """The folders of this process's cgroup and of those that it lies in, up to the root; none where there is no v2."""
     # No generator: what is raised where one is closed that nobody wants any more, Python only prints.
     found: list[str] = []
-    try:
-        lines = os.fsdecode(read(MEMBERSHIP)).splitlines()
-    except OSError:
-        return found
-    for line in lines:
+    for line in os.fsdecode(read(MEMBERSHIP)).splitlines():
         if line.startswith("0::"):
             folder = (ROOT + line[3:]).rstrip("/")
             found.append(folder)
@@ -41,15 +44,15 @@ def folders() -> list[str]:
     return found
 
 
+def numbers(path: str) -> list[int]:
+    """The numbers in such a file; none where one is "max", no limit, or something odd."""
+    words = read(path).split()
+    return [int(word) for word in words] if all(map(bytes.isdigit, words)) else []
+
+
 def memory_limit() -> int | None:
     """Bytes that this process's cgroup may use; None where there is no limit."""
-    limits = []
-    for folder in folders():
-        try:
-            limits.append(int(read(f"{folder}/memory.max")))
-        except (OSError, ValueError):
-            pass  # no such file at the root, or "max": no limit at this level
-    return min(limits, default=None)
+    return min([limit for folder in folders() for limit in numbers(f"{folder}/memory.max")], default=None)
 
 
 def oom_kills() -> int | None:
@@ -57,12 +60,11 @@ def oom_kills() -> int | None:
 
     (The ``oom_kill`` of memory.events: by any kind of OOM killer, the machine's as well as the cgroup's.)
     """
-    for folder in folders():
-        try:
-            events = dict(line.split() for line in read(f"{folder}/memory.events").splitlines())
-            return int(events[b"oom_kill"])
-        except (OSError, ValueError, KeyError):
-            return None
+    for folder in folders()[:1]:
+        for line in read(f"{folder}/memory.events").splitlines():
+            name, _, count = line.partition(b" ")
+            if name == b"oom_kill" and count.isdigit():
+                return int(count)
     return None
 
 

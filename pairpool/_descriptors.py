@@ -82,7 +82,7 @@ class Descriptor:
 
     @classmethod
     def of(cls, function: Callable[..., int], *args: object) -> Descriptor:
-        """As `own`."""
+        """Own the descriptor that this function opens, in one step, as `own` does."""
         self = cls.__new__(cls)
         (self._file,) = map(FileIO, starmap(function, (args,)))
         return self

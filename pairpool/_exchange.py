@@ -26,6 +26,7 @@ from pairpool._descriptors import Owner
 from pairpool._jobs import Call
 from pairpool._packet import OutcomeMode
 from pairpool._states import Sent
+from pairpool._strikes import raise_if_from_handler
 
 THE_ONE = (OutcomeMode.SEPARATE, 0, 1)  # mode, offset and number of outcomes that are one call's
 SHORT = 25_000  # ns that calls may take, by our estimate, so that this is worth trying
@@ -53,7 +54,8 @@ class Exchange(Answers):
         packet = scheduler.next_packet
         try:
             entry, size = engine.entry(slot.ident, packet, body)
-        except (OSError, MemoryError):
+        except (OSError, MemoryError) as error:
+            raise_if_from_handler(error)
             return False
         sent, heard = self.sent, self.heard
         note = (Sent(packet, slot, calls.plan, body, size, calls.calls, call),)

@@ -16,8 +16,8 @@ is little endian:
 Descriptors travel beside it as SCM_RIGHTS. Anything else is no message, and `unpack` and `admit` raise
 FramingError for it; they raise nothing else, whatever the other side has sent.
 
-The functions exist twice, in Python (`_framing_py`: the specification, with the documentation of each) and
-in C. PAIRPOOL_EXTENSION in the environment decides: ``0`` takes Python, ``1`` takes C and fails where it is
+The functions exist twice, in Python (`_framing_py` and `_transfer_py`: the specification, with the documentation of
+each) and in C. PAIRPOOL_EXTENSION in the environment decides: ``0`` takes Python, ``1`` takes C and fails where it is
 missing, unset (or empty) takes C if it is there. `TWIN` says which one runs.
 """
 

@@ -1,4 +1,4 @@
-/* The framing in C: the functions of _framing_py.py, which is their specification and says what each does.
+/* The framing in C: the functions of _framing_py.py and _transfer_py.py, which specify them and say what each does.
    _framing.py documents the messages, _page.py the page.
 
    - Signal handlers written in Python run only where PyErr_CheckSignals() is called: after EINTR, when all that
@@ -1017,7 +1017,7 @@ static void free_module(void *module) {
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "pairpool._framing_c",
-    .m_doc = "The framing in C; pairpool._framing_py has the documentation of each function.",
+    .m_doc = "The framing in C; pairpool._framing_py and _transfer_py document each function.",
     .m_size = sizeof(PyObject *),
     .m_methods = methods,
     .m_slots = slots,

@@ -1,10 +1,12 @@
 """The framing in Python: the specification that its twin in C is held to. `_framing` documents the layout.
 
+What sends and receives is in _transfer_py.py.
+
 How a step is made uninterruptible: a signal handler written in Python can raise in the main thread when a
 function is entered, at a backward jump, and after a call of a C function has returned; never between two
 plain operators, and never within a C function (one that the system interrupts with EINTR has done nothing
-yet). So "received and recorded" is *one* call of a C function which drives an iterator made of other C
-functions, and nothing written in Python runs in between. The same holds for the primitives of the page.
+yet). So "received and recorded", or "sent and removed", is *one* call of a C function which drives an iterator
+made of other C functions, and nothing written in Python runs in between. The same holds for the primitives of the page.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from pairpool._packet import COMMITTED_HEAD
+from pairpool._strikes import raise_if_from_handler
 from pairpool._transfer_py import (
     MESSAGE_LIMIT as MESSAGE_LIMIT,
     READY_LIMIT as READY_LIMIT,
@@ -314,8 +317,8 @@ def slab_lend(descriptor: int, own: Callable[[int], Owner], /) -> Owner:
 
 
 def slab_copy(target: Buffer, start: int, source: Buffer, /) -> None:
-    """Copy contiguous memory to a part of a mapped slab. Raises ValueError where it has no room there."""
-    with memoryview(target) as whole, memoryview(source) as data:
+    """Copy C-contiguous memory to a part of other, which it does not overlap. ValueError where there is no room."""
+    with memoryview(target).cast("B") as whole, memoryview(source).cast("B") as data:
         stop = _within("start", start, 0, sys.maxsize) + len(data)
         if stop > len(whole):
             raise ValueError("a slab has no room for that there")
@@ -327,7 +330,8 @@ def slab_is_free(descriptor: int, /) -> bool:
     descriptor = _within("descriptor", descriptor, 0, _INT_MAX)
     try:
         flock(descriptor, LOCK_EX | LOCK_NB)
-    except OSError:
+    except OSError as error:
+        raise_if_from_handler(error)
         return False
     flock(descriptor, LOCK_UN)
     return True

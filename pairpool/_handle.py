@@ -20,6 +20,7 @@ from pairpool._cgroup import OomWatch
 from pairpool._outbox import Outbox
 from pairpool._packet import COMMITTED_HEAD, OUTCOMES_HEAD, PLACED, Kind, OutcomeMode, Reason, Status
 from pairpool._page import DUMP_SIGNAL, INTERRUPT_SIGNAL, Mark, Page, Phase
+from pairpool._strikes import raise_if_from_handler
 from pairpool._zygote import Spawned
 from pairpool.engines import NOTHING_KEPT, Event, Handlers, Kept, Outcomes, SlotEnd
 
@@ -98,8 +99,8 @@ class WorkerHandle:
         if pidfd is not None and self.exitcode is None:
             try:
                 signal.pidfd_send_signal(pidfd.fileno(), signum)
-            except OSError:
-                pass  # it has ended
+            except OSError as error:  # it has ended
+                raise_if_from_handler(error)
 
     def descriptors(self) -> tuple[int, ...]:
         """What the worker is given; see _worker.run."""
@@ -170,7 +171,8 @@ class WorkerHandle:
         message = _framing.pack(kind, self.slot, buffers)
         try:
             self.control.sendmsg([message], (), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-        except OSError:
+        except OSError as error:
+            raise_if_from_handler(error)
             return False  # the worker has ended, or has not read in a long time
         return True
 
@@ -178,8 +180,8 @@ class WorkerHandle:
         """Tells the worker to end when it has nothing to run: by the channel's end, for which there is always room."""
         try:
             self.control.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass  # closed: the worker has ended
+        except OSError as error:  # closed: the worker has ended
+            raise_if_from_handler(error)
 
     def committed(self, packet: int) -> Outcomes | None:
         """The outcomes of a packet that lie in the outbox; None where there are none to be had."""
@@ -210,8 +212,8 @@ class WorkerHandle:
                 received = _framing.descriptors_of(ancillary)
                 outcomes = self._outcomes(ident, buffers, received)
                 return outcomes if received and len(outcomes.kept.descriptors) == len(received) else None
-        except (errors.FramingError, IndexError, struct.error):
-            pass  # `on_message` says what is wrong, and what follows from it
+        except (errors.FramingError, IndexError, struct.error) as error:
+            raise_if_from_handler(error)  # else `on_message` says what is wrong, and what follows from it
         return None
 
     def on_message(self, raw: Any) -> None:
@@ -222,7 +224,8 @@ class WorkerHandle:
         try:
             message, received = _framing.admit(raw, some_lost=True)
             event = self._read(message, received, bool(raw[2] & _CUT_OFF))
-        except (errors.FramingError, IndexError, struct.error):
+        except (errors.FramingError, IndexError, struct.error) as error:
+            raise_if_from_handler(error)
             # Whatever this worker is now, it is no worker of ours: it goes, and the unit that it runs with it.
             self._condemn(self.slot)
         if event is not None and not received:
@@ -338,6 +341,7 @@ def _with_slabs(
                 kept.descriptors.append(descriptor)
             opened[1 + place] = arrived
     except (OSError, ValueError, IndexError, struct.error) as error:
+        raise_if_from_handler(error)
         raise errors.FramingError(f"a result in a slab that is none: {error}") from error
     return opened, kept
 
@@ -349,6 +353,7 @@ def _copied(descriptor: int, size: int) -> bytearray | BaseException:
     try:
         return _slab.copy(descriptor, size)
     except (OSError, MemoryError) as error:
+        raise_if_from_handler(error)
         return error
 
 

@@ -136,9 +136,10 @@ def with_arrivals(waiting: Sequence[ArrivedDescriptor | ArrivedSlab], load: Call
     outer = _arrivals.waiting
     _arrivals.waiting = waiting
     try:
-        return load(*args)
+        loaded = load(*args)
     finally:
         _arrivals.waiting = outer
+    return loaded
 
 
 def extra_reducers() -> Mapping[type, Reducer]:

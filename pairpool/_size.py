@@ -36,10 +36,8 @@ def _quota() -> int | None:
     """CPUs that the cgroup of this process may use, rounded up; None where there is no limit to be read."""
     least: float | None = None
     for folder in _cgroup.folders():
-        try:
-            quota, period = _cgroup.read(f"{folder}/cpu.max").split()
-            cpus = int(quota) / int(period)
+        limit = _cgroup.numbers(f"{folder}/cpu.max")  # the time in each period that may be used, and the period
+        if len(limit) == 2 and limit[1]:
+            cpus = limit[0] / limit[1]
             least = cpus if least is None else min(least, cpus)
-        except (OSError, ValueError, ZeroDivisionError):
-            pass  # no such file at the root, "max", or something odd: no limit at this level
     return math.ceil(least) if least else None

@@ -7,14 +7,14 @@ with each message that needs it, so that any packet may be taken back and sent t
 privately, closes the descriptor, and gives views of the mapping to whoever unpickles. Nothing but those views keeps the
 mapping: with the last of them it is unmapped, and so is all that was written to it.
 
-Pages that exist are what makes this fast: filling them by memcpy takes a fifth of the time that it takes to have the
+Pages that exist are what makes this fast: filling them by a copy takes a fifth of the time that it takes to have the
 kernel make them. So a slab is used again once nobody can look at it any more, and the kernel tells when that is. Each
 payload travels on an open file of its own, opened for reading through /proc, which has a shared lock (flock(2)). Such a
 lock belongs to the open file: whatever refers to that keeps it, be it a descriptor, a message on its way or a mapping,
 in whatever process, also in one that was forked behind our back. Where the sender can have the exclusive lock nobody
 is left. That takes no message, no bookkeeping and no trust; half a microsecond to ask.
 
-- A slab is first filled by pwrite(2), and by memcpy through a mapping from then on, but no further than it was written
+- A slab is first filled by pwrite(2), and by copying through a mapping from then on, but no further than it was written
   before. So no page is touched through a mapping that does not exist yet, and where memory is short there is an
   OSError and no SIGBUS.
 - What a receiver writes is its own (MAP_PRIVATE), and by the descriptor that it has it could not write to the slab.
@@ -26,7 +26,6 @@ arena's or the hands of one thread; an interrupt in between loses it, and then i
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import mmap
 import os
@@ -39,6 +38,7 @@ from typing import Any, Final
 
 from pairpool import _descriptors, _framing
 from pairpool._descriptors import Owner
+from pairpool._strikes import raise_if_from_handler
 
 Put = Callable[[Sequence[Any], Sequence[int], int], Owner]
 """Copies parts to where they are to lie in a slab, with its end; returns what the receiver is to be given."""
@@ -121,8 +121,9 @@ class Arena:
         """As `put`, for what has no other way: also beyond the descriptors that slabs may have."""
         try:
             return self.put(parts, starts, end)
-        except OSError:
-            return put_once(parts, starts, end)
+        except OSError as error:
+            raise_if_from_handler(error)
+        return put_once(parts, starts, end)
 
     def _make_room(self) -> None:
         """Gives up slabs where there are too many, the largest first."""
@@ -150,7 +151,8 @@ def _free_one_of(slabs: deque[_Slab]) -> _Slab | None:
     for _ in range(min(len(slabs), LOOKED_AT)):
         try:
             slab = slabs.popleft()
-        except IndexError:
+        except IndexError as error:
+            raise_if_from_handler(error)
             return None  # another thread has just taken it
         if slab.is_free():
             return slab
@@ -161,8 +163,8 @@ def _free_one_of(slabs: deque[_Slab]) -> _Slab | None:
 def _close_first(slabs: deque[_Slab]) -> None:
     try:
         slabs.popleft().close()
-    except IndexError:
-        pass  # another thread has just taken it
+    except IndexError as error:  # another thread has just taken it
+        raise_if_from_handler(error)
 
 
 class _Slab:
@@ -187,19 +189,20 @@ class _Slab:
             self._exists = end
             return
         if self._map is None:
-            self._map = self._mapped()
+            self._map = mmap.mmap(self._owner.fileno(), self._size)  # first, so that a forked child can close it
+            self._fill_page_table(self._map)
         for part, start in zip(parts, starts, strict=True):
             data = memoryview(part)
             for at in range(0, len(data), STEP):
                 _framing.slab_copy(self._map, start + at, data[at : at + STEP])
 
-    def _mapped(self) -> mmap.mmap:
-        mapped = mmap.mmap(self._owner.fileno(), self._size)
-        with contextlib.suppress(OSError):
-            # Else copying stops at each page that is not in the page table: 26 ms for 64 MB, of which this saves 13.
+    def _fill_page_table(self, mapped: mmap.mmap) -> None:
+        """Else copying stops at each page that is not there yet: 26 ms for 64 MB, of which this saves 13."""
+        try:
             for start in range(0, self._exists, STEP):
                 mapped.madvise(_POPULATE_READ, start, min(STEP, self._exists - start))
-        return mapped
+        except OSError as error:
+            raise_if_from_handler(error)
 
     def freeze(self) -> None:
         """Has the kernel refuse whoever wants to write to it. Not once it was mapped."""
@@ -220,7 +223,7 @@ class _Slab:
             try:
                 self._map.close()
             except BufferError:
-                pass  # forked while another thread was filling it: the mapping is in use for ever here
+                pass  # forked while another thread was filling it in Python: the mapping is in use for ever here
 
 
 def is_high(descriptor: int) -> bool:
@@ -237,8 +240,9 @@ def _would_be_high(descriptor: int) -> bool:
         return False
     try:
         return is_high(_descriptors.own(os.dup, descriptor).fileno())
-    except OSError:
-        return True  # there is none at all
+    except OSError as error:
+        raise_if_from_handler(error)
+    return True  # there is none at all
 
 
 def _write(descriptor: int, data: memoryview, start: int) -> None:
@@ -271,8 +275,8 @@ def content(descriptor: int, size: int) -> Any:
         known = _common if frozen else _own
         try:
             mapped = _framing.slab_map(descriptor, size, frozen)
-        except OSError:
-            pass  # no memory, by some limit, or too many mappings
+        except OSError as error:  # no memory, by some limit, or too many mappings
+            raise_if_from_handler(error)
         else:
             known.add(weakref.ref(mapped, known.discard))
             return mapped

@@ -38,6 +38,18 @@ def came_from_handler(error: BaseException) -> bool:
     return by_default and last.tb_frame.f_code.co_code[last.tb_lasti] != _RAISE
 
 
+def raise_if_from_handler(error: BaseException) -> None:
+    """Raise what was just caught again, if a signal handler raised it.
+
+    For whoever catches what the system or other data may raise, as OSError: the TimeoutError of an alarm is one, too.
+    """
+    if came_from_handler(error):
+        try:
+            raise error
+        finally:
+            del error  # no cycle through the traceback
+
+
 def _code_of(handler: object) -> CodeType | None:
     while isinstance(handler, functools.partial):
         handler = handler.func

@@ -40,7 +40,7 @@ class Storey:
 STOREYS = {
     "errors": Storey("errors _masks _strikes"),
     "descriptors": Storey("_descriptors _deadman", "errors"),
-    "words": Storey("_packet _states _waiting _size _cgroup", "descriptors"),
+    "words": Storey("_packet _states _waiting _size _cgroup", "errors descriptors"),
     "framing": Storey("_framing _framing_py _transfer_py _framing_c", "errors words", doors="_framing"),
     "transport": Storey("_channel _page _outbox _slab", "errors words descriptors framing"),
     "pickling": Storey(

@@ -14,6 +14,7 @@ import struct
 import sys
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import product
 from mmap import PAGESIZE
 from socket import AF_UNIX, SOCK_SEQPACKET, socketpair
@@ -271,7 +272,13 @@ def exercise(twin: ModuleType) -> None:
                 assert twin.page_run_committing(page, small, str, range(20), pickle.dumps, texts, payloads, values)
                 assert payloads == list(map(pickle.dumps, values))
                 assert twin.outbox_append(bytearray(64), 1, b"x", payloads)
-            twin.slab_copy(bytearray(8), 4, b"text")
+            target, source = bytearray(8), bytearray(b"text")
+            twin.slab_copy(target, 4, source)
+            with suppress(ValueError):
+                twin.slab_copy(target, 5, source)
+            for each in (target, source):
+                each.append(0)  # which raises BufferError while anybody views it
+                each.pop()
             lent = twin.slab_lend(slab, select.epoll.fromfd)
             assert not twin.slab_is_free(slab)
             assert len(twin.slab_map(lent.fileno(), PAGESIZE, False)) == twin.slab_seals(lent.fileno(), 1) * PAGESIZE

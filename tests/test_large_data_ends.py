@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import itertools
 import os
 import resource
 import signal
@@ -26,7 +27,7 @@ import chaos
 import pairpool
 from conftest import START_METHODS
 from forks import run_in_child
-from interruptions import Interrupted
+from interruptions import Interrupted, Interruption
 from large import (
     KIB,
     LARGE,
@@ -556,6 +557,38 @@ def test_calls_are_interrupted_at_any_moment(make_pool: MakePool, alarm: Alarm, 
     del pool
     # The feeder of a call that was struck may still be at an item.
     assert comes_true(lambda: more_memory_files(before) == [], 5.0)
+
+
+def raise_an_error() -> None:
+    """Do what handlers of alarms do; that is an OSError, as what the system raises."""
+    raise TimeoutError("of the handler")
+
+
+@pytest.mark.parametrize("face", STRUCK)
+def test_what_a_handler_raises_is_no_shortage(make_pool: MakePool, face: str) -> None:
+    """It comes out wherever it strikes; it does not make payloads go another way, nor their worker guilty."""
+    pool, arrays = make_pool(1), [fresh(1, LARGE)]
+    pids = set(pool.map(worker_pid, range(5)))
+
+    def call() -> None:
+        STRUCK[face](pool, arrays)()
+
+    for _ in range(4):
+        call()  # until there are slabs, and they are mapped
+    for number in itertools.count():
+        interruption, came_out = Interruption([number], raise_an_error), ""
+        gc.disable()  # in a finalizer of another test's pool nobody would notice a strike
+        try:
+            interruption.watch(call)
+        except TimeoutError as error:
+            came_out = str(error)
+        finally:
+            gc.enable()
+        if not interruption.struck:
+            break
+        assert came_out == "of the handler", interruption.struck
+    assert number > 50
+    assert set(pool.map(worker_pid, range(5))) == pids
 
 
 # -- Cancelling -------------------------------------------------------------------------------------
