@@ -25,8 +25,10 @@ def read(path: str) -> bytes:
         return content
     except OSError as error:
         problem = error
-    # Outside: an interrupt that strikes here shows no other error.
-    raise_if_from_handler(problem)
+    try:  # outside: an interrupt that strikes here shows no other error
+        raise_if_from_handler(problem)
+    finally:
+        del problem  # no cycle through the traceback
     return b""
 
 

@@ -226,8 +226,8 @@ def test_a_call_amid_others_may_be_cancelled_while_it_runs(make_pool: MakePool, 
 
 def tell_and_sleep(line: Line) -> None:
     """Say that it runs, and go on for ever, or say that it was told not to."""
-    line.tell(b"i")
     try:
+        line.tell(b"i")  # from here on it may be told
         time.sleep(10_000)
     except TaskCancelledError:
         line.tell(b"t")

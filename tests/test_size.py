@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gc
 import os
 import sys
+import weakref
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -118,3 +120,21 @@ def test_an_interrupt_shows_no_other_error(action: Callable[[], object]) -> None
         assert error.__context__ is None
         number += 1
     assert number > 3
+
+
+def test_what_cannot_be_read_keeps_nobody_alive() -> None:
+    """No traceback holds the frames of those who have asked: a pool that is dropped right then would stay."""
+
+    class Held:
+        """Is kept by a frame."""
+
+    def ask() -> weakref.ref[Held]:
+        held = Held()
+        assert _cgroup.read("/nowhere") == b""
+        return weakref.ref(held)
+
+    gc.disable()
+    try:
+        assert ask()() is None
+    finally:
+        gc.enable()
