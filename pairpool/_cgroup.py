@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from pairpool._descriptors import own
-from pairpool._strikes import raise_if_from_handler
+from pairpool._strikes import came_from_handler
 
 LARGEST = 1 << 16  # bytes of such a file
 ROOT = "/sys/fs/cgroup"
@@ -26,7 +26,8 @@ def read(path: str) -> bytes:
     except OSError as error:
         problem = error
     try:  # outside: an interrupt that strikes here shows no other error
-        raise_if_from_handler(problem)
+        if came_from_handler(problem):
+            raise problem
     finally:
         del problem  # no cycle through the traceback
     return b""

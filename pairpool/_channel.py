@@ -18,7 +18,7 @@ from typing import Any, Final
 from pairpool import _framing, _slab
 from pairpool._descriptors import Owner
 from pairpool._slab import Put
-from pairpool._strikes import raise_if_from_handler
+from pairpool._strikes import came_from_handler
 from pairpool.errors import FramingError
 
 SPILLED: Final = 255  # kind of the message that says where another one lies; no _packet.Kind
@@ -88,7 +88,8 @@ def decode(message: Any, descriptors: tuple[int, ...]) -> tuple[int, int, list[m
         _slab.check(descriptors[0], length)
         content = _READ(descriptors[0], length)
     except (OSError, ValueError) as error:
-        raise_if_from_handler(error)
+        if came_from_handler(error):
+            raise
         raise FramingError(f"a spilled message cannot be read: {error}") from error
     kind, spilled_ident, buffers = _framing.unpack(content)
     if spilled_ident != ident or kind == SPILLED:

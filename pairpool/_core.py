@@ -30,7 +30,7 @@ from pairpool._limits import Limits
 from pairpool._respawn import Respawn
 from pairpool._scheduler import Scheduler
 from pairpool._states import Action, Job, Packet, Sent, Slot, SlotState
-from pairpool._strikes import raise_if_from_handler
+from pairpool._strikes import came_from_handler
 from pairpool._terms import Terms
 from pairpool._waiting import Settable, wake_all
 from pairpool.engines import Engine, Event, Processes, WorkerPlan
@@ -175,7 +175,8 @@ class Core:
             try:
                 entry, size = engine.entry(slot.ident, scheduler.next_packet, body)
             except (OSError, MemoryError) as error:
-                raise_if_from_handler(error)
+                if came_from_handler(error):
+                    raise
                 if most > engine.sure_room:
                     room = engine.sure_room  # until another time; these units are put together anew, as far as they fit
                     continue

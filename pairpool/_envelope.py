@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 from pairpool._descriptors import Owner
 from pairpool._passing import ArrivedSlab, Slab, claim, of_descriptors, with_arrivals
 from pairpool._slab import SMALL, Put, layout
-from pairpool._strikes import raise_if_from_handler
+from pairpool._strikes import came_from_handler
 
 PROTOCOL: Final = 5
 # Bytes of a pickle that travels with others; a larger one has a slab of its own. (Up to that size a receiver would read
@@ -75,7 +75,8 @@ def pack(large: Large, put: Put, index: int) -> tuple[bytes, Owner | None, int]:
     try:
         lent = put([*chunks, *buffers] if outside else buffers, starts, end)
     except (OSError, MemoryError) as error:
-        raise_if_from_handler(error)
+        if came_from_handler(error):
+            raise
         inside = _Inside(b"".join(chunks), [pickle.PickleBuffer(buffer) for buffer in buffers])
         return pickle.dumps(inside, PROTOCOL), None, 0
     head = _HEAD.pack(_MAGIC, index, len(sizes), length, outside) + struct.pack(f"<{len(sizes)}Q", *sizes)

@@ -26,7 +26,7 @@ from pairpool._descriptors import Owner
 from pairpool._jobs import Call
 from pairpool._packet import OutcomeMode
 from pairpool._states import Sent
-from pairpool._strikes import raise_if_from_handler
+from pairpool._strikes import came_from_handler
 
 THE_ONE = (OutcomeMode.SEPARATE, 0, 1)  # mode, offset and number of outcomes that are one call's
 SHORT = 25_000  # ns that calls may take, by our estimate, so that this is worth trying
@@ -55,7 +55,8 @@ class Exchange(Answers):
         try:
             entry, size = engine.entry(slot.ident, packet, body)
         except (OSError, MemoryError) as error:
-            raise_if_from_handler(error)
+            if came_from_handler(error):
+                raise
             return False
         sent, heard = self.sent, self.heard
         note = (Sent(packet, slot, calls.plan, body, size, calls.calls, call),)

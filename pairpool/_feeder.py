@@ -12,7 +12,8 @@ slots idle (`Dispatcher.starving` is set before `fresh` is looked at for the las
 Who feeds is woken when a quarter is left of what may be ready. A caller who feeds, and is interrupted by a signal
 handler that joins the pool, is relieved by a thread (`hand_over`).
 
-Where a consumer has asked for a bound and is gone its job is cancelled, since nobody would make room any more.
+Where a consumer has asked for a bound and is gone its job is cancelled, since nobody would make room any more. So the
+feeder of such a one stays until the job has ended.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ class Feeder:
         self._fed = 0  # units
         self._paced = job.paced = paced
         self._weight = 0  # bytes of the large ones among them, or of all
-        self._over = False
+        self._over = False  # nothing more is to be pulled
+        self._ended = False  # the job has
         self.job = job
         self.fresh: list[Any] = []  # payload, or what was raised instead of one, or CLOSED
         self.signals: list[Settable] = []
@@ -139,7 +141,7 @@ class Feeder:
 
     def end(self) -> None:
         """The job is over: no more is wanted."""
-        self._over = True
+        self._over = self._ended = True
         wake_all(self.signals)
 
     def feed(self) -> None:
@@ -223,7 +225,7 @@ class Feeder:
         self.signals.append(bell)
         if consumer is not None:
             consumer.call_when_gone(bell.ring)
-        while not self._over:
+        while not (self._ended if consumer is not None and consumer.paced else self._over):
             if consumer is not None and consumer.gone:
                 dispatcher.post(dispatcher.on_cancel, self.job)
                 return

@@ -22,7 +22,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from pairpool._packet import COMMITTED_HEAD
-from pairpool._strikes import raise_if_from_handler
+from pairpool._strikes import came_from_handler
 from pairpool._transfer_py import (
     MESSAGE_LIMIT as MESSAGE_LIMIT,
     READY_LIMIT as READY_LIMIT,
@@ -331,7 +331,8 @@ def slab_is_free(descriptor: int, /) -> bool:
     try:
         flock(descriptor, LOCK_EX | LOCK_NB)
     except OSError as error:
-        raise_if_from_handler(error)
+        if came_from_handler(error):
+            raise
         return False
     flock(descriptor, LOCK_UN)
     return True

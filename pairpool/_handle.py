@@ -20,7 +20,7 @@ from pairpool._cgroup import OomWatch
 from pairpool._outbox import Outbox
 from pairpool._packet import COMMITTED_HEAD, OUTCOMES_HEAD, PLACED, Kind, OutcomeMode, Reason, Status
 from pairpool._page import DUMP_SIGNAL, INTERRUPT_SIGNAL, Mark, Page, Phase
-from pairpool._strikes import raise_if_from_handler
+from pairpool._strikes import came_from_handler
 from pairpool._zygote import Spawned
 from pairpool.engines import NOTHING_KEPT, Event, Handlers, Kept, Outcomes, SlotEnd
 
@@ -100,7 +100,8 @@ class WorkerHandle:
             try:
                 signal.pidfd_send_signal(pidfd.fileno(), signum)
             except OSError as error:  # it has ended
-                raise_if_from_handler(error)
+                if came_from_handler(error):
+                    raise
 
     def descriptors(self) -> tuple[int, ...]:
         """What the worker is given; see _worker.run."""
@@ -172,7 +173,8 @@ class WorkerHandle:
         try:
             self.control.sendmsg([message], (), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except OSError as error:
-            raise_if_from_handler(error)
+            if came_from_handler(error):
+                raise
             return False  # the worker has ended, or has not read in a long time
         return True
 
@@ -181,7 +183,8 @@ class WorkerHandle:
         try:
             self.control.shutdown(socket.SHUT_WR)
         except OSError as error:  # closed: the worker has ended
-            raise_if_from_handler(error)
+            if came_from_handler(error):
+                raise
 
     def committed(self, packet: int) -> Outcomes | None:
         """The outcomes of a packet that lie in the outbox; None where there are none to be had."""
@@ -213,7 +216,8 @@ class WorkerHandle:
                 outcomes = self._outcomes(ident, buffers, received)
                 return outcomes if received and len(outcomes.kept.descriptors) == len(received) else None
         except (errors.FramingError, IndexError, struct.error) as error:
-            raise_if_from_handler(error)  # else `on_message` says what is wrong, and what follows from it
+            if came_from_handler(error):
+                raise  # else `on_message` says what is wrong, and what follows from it
         return None
 
     def on_message(self, raw: Any) -> None:
@@ -225,7 +229,8 @@ class WorkerHandle:
             message, received = _framing.admit(raw, some_lost=True)
             event = self._read(message, received, bool(raw[2] & _CUT_OFF))
         except (errors.FramingError, IndexError, struct.error) as error:
-            raise_if_from_handler(error)
+            if came_from_handler(error):
+                raise
             # Whatever this worker is now, it is no worker of ours: it goes, and the unit that it runs with it.
             self._condemn(self.slot)
         if event is not None and not received:
@@ -341,7 +346,8 @@ def _with_slabs(
                 kept.descriptors.append(descriptor)
             opened[1 + place] = arrived
     except (OSError, ValueError, IndexError, struct.error) as error:
-        raise_if_from_handler(error)
+        if came_from_handler(error):
+            raise
         raise errors.FramingError(f"a result in a slab that is none: {error}") from error
     return opened, kept
 
@@ -353,7 +359,8 @@ def _copied(descriptor: int, size: int) -> bytearray | BaseException:
     try:
         return _slab.copy(descriptor, size)
     except (OSError, MemoryError) as error:
-        raise_if_from_handler(error)
+        if came_from_handler(error):
+            raise
         return error
 
 

@@ -15,7 +15,7 @@ from pairpool._descriptors import OwnedDescriptors
 from pairpool._handle import WorkerHandle
 from pairpool._packet import Flag, Kind, flagged
 from pairpool._slab import Arena
-from pairpool._strikes import raise_if_from_handler
+from pairpool._strikes import came_from_handler
 from pairpool.engines import Handlers
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ class Outgoing:
                 taken = _framing.flush(self.entries)
                 break
             except OSError as error:
-                raise_if_from_handler(error)
+                if came_from_handler(error):
+                    raise
                 self._drop_first(error, handlers, condemn)
         return taken
 

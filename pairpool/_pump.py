@@ -43,7 +43,7 @@ from typing import TYPE_CHECKING
 
 from pairpool import _descriptors, _framing
 from pairpool._handle import WorkerHandle
-from pairpool._strikes import raise_if_from_handler
+from pairpool._strikes import came_from_handler
 from pairpool._waiting import Deadline
 from pairpool.engines import Event, Handlers
 
@@ -82,13 +82,15 @@ class Kick:
         try:
             os.eventfd_write(self.descriptor.fileno(), 1)
         except (OSError, ValueError) as error:  # full: it is set already; closed (number -1): nobody waits any more
-            raise_if_from_handler(error)
+            if came_from_handler(error):
+                raise
 
     def clear(self) -> None:
         try:
             os.eventfd_read(self.descriptor.fileno())
         except (OSError, ValueError) as error:  # not set, or closed
-            raise_if_from_handler(error)
+            if came_from_handler(error):
+                raise
 
     def patience(self, wanted: Callable[[], int | None], deadline: Deadline) -> float | None:
         """Seconds that the thread may sleep now: until the deadline, or until somebody wants it to look.

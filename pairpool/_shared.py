@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pairpool import _passing
 from pairpool._descriptors import OwnedDescriptors, own
 from pairpool._envelope import PROTOCOL
-from pairpool._strikes import raise_if_from_handler
+from pairpool._strikes import came_from_handler
 from pairpool.errors import PairpoolError
 
 if TYPE_CHECKING:
@@ -118,7 +118,8 @@ def make_array(shape: Any, dtype: Any) -> tuple[Any, bytes, OwnedDescriptors]:
         # Now, and not when somebody touches it: then he would get a SIGBUS.
         os.posix_fallocate(owner.fileno(), 0, size)
     except OSError as error:
-        raise_if_from_handler(error)
+        if came_from_handler(error):
+            raise
         raise MemoryError(f"no memory for an array of {size} bytes: {error}") from error
     array = np.ndarray(shape, dtype, mmap.mmap(owner.fileno(), size))
     return array, pickle.dumps(_Array(shape, dtype, size), PROTOCOL), OwnedDescriptors([owner])

@@ -38,7 +38,7 @@ from typing import Any, Final
 
 from pairpool import _descriptors, _framing
 from pairpool._descriptors import Owner
-from pairpool._strikes import raise_if_from_handler
+from pairpool._strikes import came_from_handler
 
 Put = Callable[[Sequence[Any], Sequence[int], int], Owner]
 """Copies parts to where they are to lie in a slab, with its end; returns what the receiver is to be given."""
@@ -122,7 +122,8 @@ class Arena:
         try:
             return self.put(parts, starts, end)
         except OSError as error:
-            raise_if_from_handler(error)
+            if came_from_handler(error):
+                raise
         return put_once(parts, starts, end)
 
     def _make_room(self) -> None:
@@ -152,7 +153,8 @@ def _free_one_of(slabs: deque[_Slab]) -> _Slab | None:
         try:
             slab = slabs.popleft()
         except IndexError as error:
-            raise_if_from_handler(error)
+            if came_from_handler(error):
+                raise
             return None  # another thread has just taken it
         if slab.is_free():
             return slab
@@ -164,7 +166,8 @@ def _close_first(slabs: deque[_Slab]) -> None:
     try:
         slabs.popleft().close()
     except IndexError as error:  # another thread has just taken it
-        raise_if_from_handler(error)
+        if came_from_handler(error):
+            raise
 
 
 class _Slab:
@@ -202,7 +205,8 @@ class _Slab:
             for start in range(0, self._exists, STEP):
                 mapped.madvise(_POPULATE_READ, start, min(STEP, self._exists - start))
         except OSError as error:
-            raise_if_from_handler(error)
+            if came_from_handler(error):
+                raise
 
     def freeze(self) -> None:
         """Has the kernel refuse whoever wants to write to it. Not once it was mapped."""
@@ -241,7 +245,8 @@ def _would_be_high(descriptor: int) -> bool:
     try:
         return is_high(_descriptors.own(os.dup, descriptor).fileno())
     except OSError as error:
-        raise_if_from_handler(error)
+        if came_from_handler(error):
+            raise
     return True  # there is none at all
 
 
@@ -276,7 +281,8 @@ def content(descriptor: int, size: int) -> Any:
         try:
             mapped = _framing.slab_map(descriptor, size, frozen)
         except OSError as error:  # no memory, by some limit, or too many mappings
-            raise_if_from_handler(error)
+            if came_from_handler(error):
+                raise
         else:
             known.add(weakref.ref(mapped, known.discard))
             return mapped

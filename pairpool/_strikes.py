@@ -21,6 +21,8 @@ def came_from_handler(error: BaseException) -> bool:
     A handler written in Python stands in the traceback. The default one of SIGINT is written in C and does not; but
     where it raises KeyboardInterrupt there is no ``raise``.
 
+    To be asked also where what the system raises is caught: the TimeoutError of an alarm is an OSError, too.
+
     This is asked of every object that plain pickling cannot do, and must take no longer than a few us.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -36,18 +38,6 @@ def came_from_handler(error: BaseException) -> bool:
         return False
     by_default = getsignal(signal.SIGINT) is signal.default_int_handler
     return by_default and last.tb_frame.f_code.co_code[last.tb_lasti] != _RAISE
-
-
-def raise_if_from_handler(error: BaseException) -> None:
-    """Raise what was just caught again, if a signal handler raised it.
-
-    For whoever catches what the system or other data may raise, as OSError: the TimeoutError of an alarm is one, too.
-    """
-    if came_from_handler(error):
-        try:
-            raise error
-        finally:
-            del error  # no cycle through the traceback
 
 
 def _code_of(handler: object) -> CodeType | None:

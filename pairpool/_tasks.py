@@ -268,7 +268,7 @@ class Tasks:
                 more may be under way, and what is in it is not known before it is pulled.
 
         An iterator with a bound that is dropped before its end, as by a `break`, cancels its job: no more is pulled,
-        and what has not begun is not run. Without a bound all of it is run, as by the standard library.
+        and what no worker was sent yet is not run. Without a bound all of it is run, as by the standard library.
 
         Raises:
             ValueError, TypeError: for bounds that are no such numbers.

@@ -57,7 +57,7 @@ from pairpool import _descriptors, _nursery, _orders
 from pairpool._birth import START_METHODS, Birth
 from pairpool._deadman import Deadman
 from pairpool._orders import Kind, Message
-from pairpool._strikes import raise_if_from_handler
+from pairpool._strikes import came_from_handler
 from pairpool._surroundings import Caller, WorkerSetup
 from pairpool.errors import FramingError, end_in_words
 
@@ -242,7 +242,8 @@ class Zygote:
         except (BrokenPipeError, ConnectionResetError):
             self._outgoing.clear()  # `replies` will come upon the end of the channel
         except OSError as error:
-            raise_if_from_handler(error)
+            if came_from_handler(error):
+                raise
             return False  # EAGAIN, ENOBUFS, ENOMEM, ETOOMANYREFS: the kernel pushes back
         return True
 

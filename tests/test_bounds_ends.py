@@ -6,7 +6,6 @@ import gc
 import itertools
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -37,12 +36,6 @@ def test_items_that_fail_make_room(make_pool: MakePool, face: str) -> None:
     with pytest.raises(StopIteration):
         source.take(results)
     assert source.most <= 2
-
-
-def sleep_a_little(item: int) -> int:
-    """Take some time."""
-    time.sleep(0.05)
-    return item
 
 
 def die_at_three(item: int) -> int:
@@ -242,13 +235,48 @@ def test_one_that_is_dropped_while_an_item_is_pulled(make_pool: MakePool) -> Non
     assert pulled == [0, 1]
 
 
-def test_one_that_is_still_in_use_is_not_dropped(make_pool: MakePool) -> None:
+def test_one_that_is_still_in_use_is_not_dropped(make_pool: MakePool, make_line: MakeLine) -> None:
     """By whoever waits for its next result, or has chained it to another."""
+    gate, found = make_line(), list[bytes]()
     pool = make_pool(1)
     rest = itertools.islice(itertools.chain([0], pool.imap(identity, itertools.count(1), buffersize=2)), 100)
     gc.collect()
     assert list(rest) == list(range(100))
-    assert next(pool.imap(sleep_a_little, itertools.count(), buffersize=1)) == 0
+
+    def wait_for_one() -> None:
+        found.append(next(pool.imap(Line.await_told, itertools.repeat(gate), buffersize=1)))
+
+    waiting = threading.Thread(target=wait_for_one)
+    waiting.start()
+    assert comes_true(lambda: pool._dispatcher.waiters > 0, PATIENCE)
+    gc.collect()
+    gate.tell(b"a")
+    waiting.join(PATIENCE)
+    assert found == [b"a"]
+
+
+def tell_and_wait(lines: tuple[Line, Line]) -> None:
+    """Say that it runs, and wait until it may end."""
+    inside, gate = lines
+    inside.tell(b"i")
+    gate.await_told()
+
+
+def test_what_was_pulled_and_not_sent_is_not_run(make_pool: MakePool, make_line: MakeLine) -> None:
+    """Also where the input has come to its end."""
+    inside, gate = make_line(), make_line()
+    source = Source(40, lambda _: (inside, gate))
+    pool = make_pool(1)
+    results = pool.imap(tell_and_wait, source, buffersize=40)
+    source.await_pulled(40)
+    inside.await_told()
+    del results
+    assert comes_true(lambda: not pool._cache, PATIENCE)
+    gate.tell(b"x" * 40)
+    pool.close()
+    pool.join()
+    inside.tell(b".")
+    assert inside.await_told() == b"."
 
 
 def test_without_a_bound_all_is_run(make_pool: MakePool) -> None:

@@ -11,6 +11,7 @@ import os
 import pickle
 import resource
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +209,7 @@ def test_an_interrupt_leaves_nothing_wherever_it_strikes() -> None:
     for number in itertools.count():
         arena = Arena()
         interruption = Interruption([number])
-        struck = interruption.watch(lambda arena=arena: there_and_back(arena))  # type: ignore[misc]
+        struck = interruption.watch(partial(there_and_back, arena))
         del arena
         assert (slabs_open(), mapped()) == (0, 0), interruption.struck
         if not interruption.struck:
