@@ -265,14 +265,14 @@ def tell_and_wait(lines: tuple[Line, Line]) -> None:
 def test_what_was_pulled_and_not_sent_is_not_run(make_pool: MakePool, make_line: MakeLine) -> None:
     """Also where the input has come to its end."""
     inside, gate = make_line(), make_line()
-    source = Source(40, lambda _: (inside, gate))
+    source = Source(2, lambda _: (inside, gate))
     pool = make_pool(1)
-    results = pool.imap(tell_and_wait, source, buffersize=40)
-    source.await_pulled(40)
+    results = pool.imap(tell_and_wait, source, buffersize=2)
+    source.await_pulled(2)
     inside.await_told()
     del results
     assert comes_true(lambda: not pool._cache, PATIENCE)
-    gate.tell(b"x" * 40)
+    gate.tell(b"xx")
     pool.close()
     pool.join()
     inside.tell(b".")
