@@ -14,7 +14,8 @@ SOURCES := pyproject.toml setup.py pairpool/_framing_c.c
 # Further interpreters on which the core of the suite runs, where they are on this machine.
 VERSIONS := 3.11 3.12 3.13
 CORE_TESTS := tests/test_cpython_pool.py tests/test_compat_construction.py tests/test_compat_results.py \
-	tests/test_compat_lifecycle.py tests/test_programs.py tests/test_remote_errors.py tests/test_framing.py
+	tests/test_compat_lifecycle.py tests/test_programs.py tests/test_remote_errors.py tests/test_framing.py \
+	tests/test_sharing.py tests/test_groups.py
 
 PYTEST_OPTIONS ?= -q
 BENCH_OPTIONS ?=

@@ -20,9 +20,6 @@ CachedFunction: Final = type(functools.cache(len))
 Definition: TypeAlias = Any
 """A function, class or module: what is set anew where a name has another one."""
 
-ATOMS: Final = frozenset({int, float, str, bytes, bool, type(None)})
-"""Types whose values have no identity worth keeping: equal is the same."""
-
 WRAPPERS: Final = frozenset(
     # What stands for a function in a class.
     (

@@ -30,8 +30,9 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from cloudpickle import cloudpickle
 
-from pairpool._anatomy import ATOMS, CachedFunction, Definition, in_main, is_definition, is_found_by_name
+from pairpool._anatomy import CachedFunction, Definition, in_main, is_definition, is_found_by_name
 from pairpool._envelope import PROTOCOL
+from pairpool._framing import ATOMS
 from pairpool._ledger import Ledger, Need, binding_of
 from pairpool._namespaces import MAIN_NAMES, Namespace, home_of, namespace, plant
 from pairpool._passing import Collector, Reducer, extra_reducers

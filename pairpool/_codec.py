@@ -11,12 +11,10 @@ The caller has an `Encoder` for each pool, and each worker a `Decoder`.
 
 from __future__ import annotations
 
-import copyreg
 import functools
 import io
 import itertools
 import pickle
-import re
 from collections.abc import Callable, Iterable, Sequence
 from multiprocessing import reduction
 from multiprocessing.pool import MaybeEncodingError  # type: ignore[attr-defined]  # typeshed has it not
@@ -32,15 +30,16 @@ from types import (
 from typing import Any, Final, NamedTuple
 
 from pairpool import _envelope, _passing
-from pairpool._anatomy import ATOMS, CachedFunction
+from pairpool._anatomy import CachedFunction
 from pairpool._by_value import Attempt, SendingPickler
 from pairpool._envelope import LARGEST_SMALL, LARGEST_TOGETHER, PROTOCOL, Large, Sorter
+from pairpool._framing import ATOMS
 from pairpool._kept import KeptDefinitions
 from pairpool._ledger import Ledger, Need, Witness
 from pairpool._parcels import ClassParcels
 from pairpool._passing import Collector, Reducer
 from pairpool._payload import Definition, DefinitionKind, Payload, payload_of, says_enough
-from pairpool._plain import GLOBAL, MAIN, PlainPickler
+from pairpool._plain import GLOBAL, MAIN, PlainPickler, are_plain, dumps_together
 from pairpool._remote_errors import decode_error, encode_error, safe_repr
 from pairpool._returning import dumps_return
 from pairpool._shared import Shared, find_with, make_array
@@ -68,20 +67,8 @@ __all__ = [
 _GLOBAL_END: Final = pickle.STACK_GLOBAL + pickle.MEMOIZE + pickle.STOP
 """How the pickle of a name ends."""
 
-_NAMES_SOMETHING: Final = re.compile(rb"(?:\x94|h.|j....)\x93", re.DOTALL)
-"""STACK_GLOBAL after the name, which is remembered (MEMOIZE) or remembered from before (BINGET, LONG_BINGET)."""
-
 _WITHOUT_SLAB: Final = frozenset((bytes, memoryview))
 """As what pickles arrive that have no slab of their own."""
-
-_WORTH_READING: Final = 256
-"""Bytes a pickle up to which to look for names (2 ns a byte) costs less than it spares."""
-
-_EXTENSIONS: Final[dict[int, Any]] = copyreg._inverted_registry  # type: ignore[attr-defined]
-"""What pickles may name by a number, by a program that has `copyreg.add_extension`.
-
-There is no public name for it; pickle itself takes it from there.
-"""
 
 _BOUNDLESS: Final = (RecursionError, MemoryError)
 """Errors of pickling that a second attempt would only repeat."""
@@ -208,6 +195,8 @@ class Encoder:
         data: bytes = payload.data
         return payload if payload.large or payload.needs or payload.descriptors or payload.uses else data
 
+    dumps_together: Final = staticmethod(dumps_together)
+
     @staticmethod
     def is_atoms(items: Iterable[Any]) -> bool:
         """Tell whether items can share a pickle without anyone noticing."""
@@ -234,17 +223,7 @@ class Encoder:
 
     decode_plain: Final = staticmethod(pickle.loads)
     """Returns a result of those that `are_plain`."""
-
-    @staticmethod
-    def are_plain(pickles: Sequence[Any]) -> bool:
-        """Tell whether loading these runs no code of the user's: nobody sees when it is done, nor how often."""
-        if sum(map(len, pickles)) > _WORTH_READING * len(pickles):
-            return False
-        try:
-            joined = b"".join(pickles)
-        except TypeError:
-            return False  # some lie in slabs
-        return _NAMES_SOMETHING.search(joined) is None and not _EXTENSIONS
+    are_plain: Final = staticmethod(are_plain)
 
     # Memory.
 

@@ -22,7 +22,6 @@ from operator import call
 from typing import Any, cast
 
 from pairpool import errors
-from pairpool._body import are_bytes
 from pairpool._delivered import Delivered
 from pairpool._feeder import CLOSED, Feeder
 from pairpool._jobs import BatchJob, CallJob, Sink
@@ -256,13 +255,8 @@ class Core:
             number = len(fresh)
             closed = fresh[number - 1] is CLOSED
             entries = fresh[: number - closed]
-            job.prepared.update(enumerate(entries, start))
-            if not are_bytes(entries):
-                for unit, entry in enumerate(entries, start):
-                    if isinstance(entry, BaseException):
-                        job.failures[unit] = entry
-                        del job.prepared[unit]
-            self.scheduler.backlog.feed(job.plan, start + len(entries), closed, fresh, number)
+            ready = job.prepared.take(entries, start)
+            self.scheduler.backlog.feed(job.plan, ready, closed, fresh, number)
 
     def _act(self, actions: deque[tuple[Any, ...]]) -> None:
         """Does the first action and removes it; done twice, each does no harm."""

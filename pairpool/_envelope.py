@@ -28,6 +28,8 @@ PROTOCOL: Final = 5
 LARGEST_TOGETHER: Final = SMALL
 # Bytes of a pickle that does not count where memory is bounded, and of a buffer of which each sharer has its own.
 LARGEST_SMALL: Final = 30 * 1024
+# Bytes of a pickle of several items: any of them may be sent alone, and all go along.
+LARGEST_GROUP: Final = 16 * 1024
 _MAGIC: Final = 0xE1  # no pickle begins with that
 _HEAD: Final = struct.Struct("<BHHQB")
 _LARGEST_STREAM: Final = 4 * 1024  # bytes that a stream may have and still be in the envelope

@@ -29,6 +29,8 @@ from pairpool import errors
 from pairpool._bounds import size_of
 from pairpool._codec import Payload
 from pairpool._pacing import DEPTH, MAX_UNITS
+from pairpool._packet import GROUP
+from pairpool._prepared import Group
 from pairpool._size import transit_limit
 from pairpool._strikes import came_from_handler
 from pairpool._waiting import Bell, Settable, wake_all
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 
 MUCH = 1 << 23  # bytes of large payloads under way, beyond which a job keeps ready what its slots can soon begin
 LOW = 4  # of what may be ready a quarter is little: each wake-up takes the GIL from somebody
-PORTION = 64  # items of a list pickled in one go: so that the pool begins before the last is pickled
+TINY = 10_000  # ns that an item takes for which it matters that it shares a pickle with others
 LOOK = 2_000_000  # ns of feeding after which a caller who feeds takes in what has come
 CLOSED = object()  # the last entry of `fresh`: there will be no more
 
@@ -85,14 +87,15 @@ class Feeder:
         self._refusal = refusal
         paced = consumer is not None and consumer.paced
         # Units; pulling an item of anything else may block.
-        self._portion = PORTION if type(items) in (list, tuple) and not paced else 1
+        self._portion = GROUP if type(items) in (list, tuple) and not paced else 1
         self.threaded = False  # a thread of its own feeds, not a waiting caller
         self._caller = 0  # the thread of that caller
         self._feeding = False  # he pulls and pickles
         self._units: list[Any] = []  # pulled, and not pickled yet
         self._exhausted = False
         self._fed = 0  # units
-        self._paced = job.paced = paced
+        self._paced = job.prepared.paced = paced
+        self._grouping = self._portion == GROUP and job.unit == 1 and refusal is None
         self._weight = 0  # bytes of the large ones among them, or of all
         self._over = False  # nothing more is to be pulled
         self._ended = False  # the job has
@@ -115,7 +118,7 @@ class Feeder:
         plan, slots = self.job.plan, max(1, len(self._dispatcher.scheduler.slots))
         if mark * (self._fed - plan.next) >= self._appetite(slots):
             return False
-        weight = self._weight - self.job.settled_weight
+        weight = self._weight - self.job.prepared.settled_weight
         if self._consumer is not None and not self._dispatcher.joining and not self._consumer.wants(self._fed, weight):
             return False
         if mark * weight <= MUCH:
@@ -168,7 +171,7 @@ class Feeder:
             if entries:
                 self._leave(entries)  # those before it come to their results
             raise
-        if self._exhausted and len(entries) == len(self._units):
+        if self._exhausted and _units_in(entries) == len(self._units):
             entries.append(CLOSED)
         self._leave(entries)
 
@@ -183,6 +186,12 @@ class Feeder:
     def _pickle(self, entries: list[Any]) -> None:
         """Appends to `entries` what comes of each unit, up to one that is large: its payload, or the error."""
         units, refusal, dumps_each = self._units, self._refusal, self._dispatcher.encoder.dumps_each
+        if self._grouping and not self._fed % GROUP and 0 < self.job.plan.unit_ns < TINY:
+            data = self._dispatcher.encoder.dumps_together(units)
+            if data is not None:
+                entries.append(Group(data, len(units)))
+                return
+            self._grouping = False  # items of a list are often alike
         if refusal is not None:
             entries += [refusal] * len(units)
         while len(entries) < len(units):
@@ -197,13 +206,13 @@ class Feeder:
 
     def _leave(self, entries: list[Any]) -> None:
         over = entries[-1] is CLOSED
-        number = len(entries) - over
+        number = _units_in(entries) - over
         fed = self._fed + number
         weight = self._weight
         if self._paced:
             weight += size_of(entries[:number])
-        elif number and type(entries[number - 1]) is Payload and entries[number - 1].large:
-            weight += size_of(entries[number - 1 : number])
+        else:
+            weight += sum([size_of((last,)) for last in entries[-1 - over :] if type(last) is Payload and last.large])
         fresh, units = self.fresh, self._units
         # commit
         if over:  # else it may be over already, if the job is
@@ -274,6 +283,11 @@ class Feeder:
                 "it interrupts; it may close and terminate the pool, and must leave the waiting to others"
             )
         self.start_thread()
+
+
+def _units_in(entries: list[Any]) -> int:
+    """How many units these are, and CLOSED for one. A group stands at the beginning."""
+    return len(entries) + (entries[0].units - 1 if entries and type(entries[0]) is Group else 0)
 
 
 class _Both(list[Any]):

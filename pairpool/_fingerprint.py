@@ -18,7 +18,6 @@ from types import BuiltinFunctionType, CodeType, FunctionType, MethodDescriptorT
 from typing import Any, Final, Protocol
 
 from pairpool._anatomy import (
-    ATOMS,
     CachedFunction,
     Definition,
     cell_contents,
@@ -31,6 +30,7 @@ from pairpool._anatomy import (
     parts_of_attribute,
     weak_reference,
 )
+from pairpool._framing import ATOMS
 
 DIGEST_SIZE: Final = 16
 

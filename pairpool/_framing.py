@@ -16,9 +16,9 @@ is little endian:
 Descriptors travel beside it as SCM_RIGHTS. Anything else is no message, and `unpack` and `admit` raise
 FramingError for it; they raise nothing else, whatever the other side has sent.
 
-The functions exist twice, in Python (`_framing_py` and `_transfer_py`: the specification, with the documentation of
-each) and in C. PAIRPOOL_EXTENSION in the environment decides: ``0`` takes Python, ``1`` takes C and fails where it is
-missing, unset (or empty) takes C if it is there. `TWIN` says which one runs.
+The functions exist twice, in Python (`_framing_py`, `_transfer_py` and `_sharing_py`: the specification, with the
+documentation of each) and in C. PAIRPOOL_EXTENSION in the environment decides: ``0`` takes Python, ``1`` takes C and
+fails where it is missing, unset (or empty) takes C if it is there. `TWIN` says which one runs.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from collections import deque
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
+from pairpool._sharing_py import ATOMS as ATOMS, is_settled as is_settled  # noqa: PLC0414
 from pairpool.errors import FramingError
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ flush = twin.flush
 receive = twin.receive
 await_message = twin.await_message
 wait_ready = twin.wait_ready
+
+share_nothing = twin.share_nothing
 
 MAPPINGS_KEEP_DESCRIPTORS: Final = twin.MAPPINGS_KEEP_DESCRIPTORS
 slab_copy = twin.slab_copy

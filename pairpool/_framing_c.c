@@ -527,6 +527,79 @@ static PyObject *wait_ready(PyObject *Py_UNUSED(module), PyObject *const *args, 
     return ready;
 }
 
+/* --- Whether values can share a pickle (_sharing_py.py) ------------------------------------------------- */
+
+#define DEEPEST 8       /* containers within one another */
+#define PART 64         /* bytes of text that count as much as a value */
+#define MOST_PARTS 2048 /* values to be looked at */
+#define MOST_MET 512    /* lists and dicts to be remembered */
+
+struct walk {
+    PyObject **met; /* those met so far, hashed; or NULL: only what nobody else has a reference to will do */
+    Py_ssize_t left, parts;
+};
+
+/* Whether a list or dict is met for the first time. */
+static int is_first(struct walk *walk, PyObject *container) {
+    size_t at = (uintptr_t)container / 16 * 0x9E3779B97F4A7C15ULL >> 32;
+    while (walk->met[at %= 2 * MOST_MET] != NULL)
+        if (walk->met[at++] == container)
+            return 0;
+    walk->met[at] = container;
+    return --walk->left >= 0;
+}
+
+/* Whether a value consists of atoms, and of containers none of which is reached in two ways. `alone`: what holds it has no
+   other reference to it than this one, and so on up to the whole. */
+static int is_tree(struct walk *walk, PyObject *value, int alone, int depth) {
+    Py_ssize_t length = PyUnicode_CheckExact(value) ? PyUnicode_GetLength(value)
+                        : PyBytes_CheckExact(value) ? PyBytes_Size(value)
+                                                    : -1;
+    if ((walk->parts -= 1 + (length > 0 ? length / PART : 0)) < 0)
+        return 0;
+    if (length >= 0 || value == Py_None || PyLong_CheckExact(value) || PyFloat_CheckExact(value) || PyBool_Check(value))
+        return 1;
+    alone = alone && Py_REFCNT(value) == 1;
+    if (depth == DEEPEST)
+        return 0;
+    if (PyTuple_CheckExact(value)) {
+        for (Py_ssize_t at = 0; at < PyTuple_Size(value); at++)
+            if (!is_tree(walk, PyTuple_GetItem(value, at), alone, depth + 1))
+                return 0;
+        return 1;
+    }
+    int is_dict = PyDict_CheckExact(value);
+    if (!(is_dict || PyList_CheckExact(value)) || !(walk->met == NULL ? alone : is_first(walk, value)))
+        return 0;
+    PyObject *key, *item;
+    for (Py_ssize_t at = 0; is_dict && PyDict_Next(value, &at, &key, &item);)
+        if (!is_tree(walk, key, alone, depth + 1) || !is_tree(walk, item, alone, depth + 1))
+            return 0;
+    for (Py_ssize_t at = 0; !is_dict && at < PyList_Size(value); at++)
+        if (!is_tree(walk, PyList_GetItem(value, at), alone, depth + 1))
+            return 0;
+    return 1;
+}
+
+/* Whether a value is small, and will be what it is when what runs next has run: it consists of atoms, and of containers to
+   which nobody but the caller has a reference, who has one. */
+static int is_settled(PyObject *value, Py_ssize_t most_parts) {
+    struct walk walk = {.parts = most_parts};
+    return is_tree(&walk, value, 1, 0);
+}
+
+static PyObject *share_nothing(PyObject *Py_UNUSED(module), PyObject *values) {
+    PyObject *met[2 * MOST_MET] = {NULL};
+    struct walk walk = {.met = met, .left = MOST_MET, .parts = MOST_PARTS};
+
+    if (check_list(values, "values") < 0)
+        return NULL;
+    int shared = 0;
+    for (Py_ssize_t at = 0; !shared && at < PyList_Size(values); at++)
+        shared = !is_tree(&walk, PyList_GetItem(values, at), 1, 0);
+    return PyBool_FromLong(!shared);
+}
+
 /* --- A worker's page ------------------------------------------------------------------------------------ */
 
 enum { CLAIM, MARK, START, TAIL, WORDS };
@@ -613,9 +686,12 @@ static void let_others_in(uint64_t when, uint64_t *turn) {
     }
 }
 
-/* The value of a unit; NULL: an exception is set. */
+/* The value of a unit; NULL: an exception is set. A list does not keep the item: what the function adds to it goes with
+   it. */
 static PyObject *run_unit(PyObject *function, PyObject *items, long unit) {
     PyObject *item = PySequence_GetItem(items, unit);
+    if (item != NULL && PyList_CheckExact(items))
+        PyList_SetItem(items, unit, Py_NewRef(Py_None));
     PyObject *value = item == NULL ? NULL : PyObject_CallFunctionObjArgs(function, item, NULL);
     Py_XDECREF(item);
     /* A handler is run before the value is noted: what it raises is this unit's. */
@@ -633,11 +709,15 @@ static PyObject *page_run(PyObject *Py_UNUSED(module), PyObject *const *args, Py
     uint64_t when = 0, turn = 0;
     for (long unit = (long)PyList_Size(args[3]); unit >= 0; unit = claim_next(args[0], &when)) {
         let_others_in(when, &turn);
-        PyObject *value = run_unit(args[1], args[2], unit);
-        int noted = value == NULL ? -1 : PyList_Append(args[3], value);
+        PyObject *value = run_unit(args[1], args[2], unit), *left = NULL;
+        int kept = value == NULL ? -1 : is_settled(value, MOST_PARTS);
+        if (kept > 0 && PyList_Append(args[3], value) < 0)
+            kept = -1;
+        else if (kept == 0)
+            left = PyTuple_Pack(1, value);
         Py_XDECREF(value);
-        if (noted < 0)
-            return NULL;
+        if (kept <= 0)
+            return left;
     }
     if (PyErr_Occurred())
         return NULL;
@@ -722,35 +802,22 @@ static long unit_to_commit(PyObject *outbox) {
     return unit;
 }
 
-/* Whether a value is of one of the kinds, and no long bytes or text; -1: an exception is set. */
-static int is_small(PyObject *value, PyObject *kinds) {
-    int known = PySequence_Contains(kinds, (PyObject *)Py_TYPE(value));
-    if (known < 0 && PyErr_ExceptionMatches(PyExc_TypeError)) {
-        PyErr_Clear(); /* a class that has no hash */
-        return 0;
-    }
-    Py_ssize_t length = PyBytes_CheckExact(value)     ? PyBytes_Size(value)
-                        : PyUnicode_CheckExact(value) ? PyUnicode_GetLength(value)
-                                                      : 0;
-    return known > 0 ? length <= LONGEST_COMMIT : known;
-}
-
 static PyObject *page_run_committing(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs) {
-    if (check_arity("page_run_committing", nargs, 8) < 0 || check_list(args[6], "payloads") < 0 ||
-        check_list(args[7], "values") < 0)
+    if (check_arity("page_run_committing", nargs, 7) < 0 || check_list(args[5], "payloads") < 0 ||
+        check_list(args[6], "values") < 0)
         return NULL;
-    PyObject *page = args[0], *outbox = args[1], *dumps = args[4], *kinds = args[5], *payloads = args[6];
+    PyObject *page = args[0], *outbox = args[1], *dumps = args[4], *payloads = args[5];
     uint64_t when = 0, turn = 0;
     for (long unit = unit_to_commit(outbox); unit >= 0; unit = claim_next(page, &when)) {
         let_others_in(when, &turn);
         PyObject *value = run_unit(args[2], args[3], unit), *left = NULL;
-        int committed = value == NULL ? -1 : is_small(value, kinds);
+        int committed = value == NULL ? -1 : is_settled(value, LONGEST_COMMIT / PART);
         if (committed > 0) {
             PyObject *payload = PyObject_CallFunctionObjArgs(dumps, value, NULL);
             committed = payload == NULL ? -1 : commit(outbox, 0, payload, payloads);
             Py_XDECREF(payload);
         }
-        if (committed > 0 && PyList_Append(args[7], value) < 0)
+        if (committed > 0 && PyList_Append(args[6], value) < 0)
             committed = -1;
         else if (committed == 0)
             left = PyTuple_Pack(1, value);
@@ -963,7 +1030,8 @@ static PyMethodDef methods[] = {
     {"page_claim", page_claim, METH_O, "page_claim($module, page, /)\n--\n\n"},
     {"page_run", FAST(page_run), "page_run($module, page, function, items, values, /)\n--\n\n"},
     {"page_run_committing", FAST(page_run_committing),
-     "page_run_committing($module, page, outbox, function, items, dumps, kinds, payloads, values, /)\n--\n\n"},
+     "page_run_committing($module, page, outbox, function, items, dumps, payloads, values, /)\n--\n\n"},
+    {"share_nothing", share_nothing, METH_O, "share_nothing($module, values, /)\n--\n\n"},
     {"outbox_append", FAST(outbox_append), "outbox_append($module, outbox, status, payload, payloads, /)\n--\n\n"},
     {"page_take", FAST(page_take), "page_take($module, page, packet, /)\n--\n\n"},
     {"slab_lend", FAST(slab_lend), "slab_lend($module, descriptor, own, /)\n--\n\n"},
@@ -1017,7 +1085,7 @@ static void free_module(void *module) {
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "pairpool._framing_c",
-    .m_doc = "The framing in C; pairpool._framing_py and _transfer_py document each function.",
+    .m_doc = "The framing in C; pairpool._framing_py, _transfer_py and _sharing_py document each function.",
     .m_size = sizeof(PyObject *),
     .m_methods = methods,
     .m_slots = slots,

@@ -23,3 +23,4 @@ from pairpool._framing_py import (
     unpack as unpack,
     wait_ready as wait_ready,
 )
+from pairpool._sharing_py import share_nothing as share_nothing

@@ -1,6 +1,6 @@
 """The framing in Python: the specification that its twin in C is held to. `_framing` documents the layout.
 
-What sends and receives is in _transfer_py.py.
+What sends and receives is in _transfer_py.py, what tells whether values can share a pickle in _sharing_py.py.
 
 How a step is made uninterruptible: a signal handler written in Python can raise in the main thread when a
 function is entered, at a backward jump, and after a call of a C function has returned; never between two
@@ -22,6 +22,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from pairpool._packet import COMMITTED_HEAD
+from pairpool._sharing_py import is_settled, share_nothing as share_nothing
 from pairpool._strikes import came_from_handler
 from pairpool._transfer_py import (
     MESSAGE_LIMIT as MESSAGE_LIMIT,
@@ -34,7 +35,7 @@ from pairpool._transfer_py import (
 from pairpool.errors import FramingError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from typing_extensions import Buffer
 
@@ -186,16 +187,31 @@ def page_claim(page: SharedPage, /) -> int:
     return offset
 
 
-def page_run(page: SharedPage, function: Callable[[Any], Any], items: Sequence[Any], values: list[Any], /) -> None:
+def page_run(
+    page: SharedPage, function: Callable[[Any], Any], items: Sequence[Any], values: list[Any], /
+) -> tuple[Any] | None:
     """Run the unit that was claimed last, and all that can be claimed then; what one of them raises comes out.
 
-    The function is called with the item of each, of those of the whole packet, and what it returns is appended to the
-    values of the units before. The page is not held meanwhile: that may fork, and the child is to unmap it.
+    The function is called with the item of each, of those of the whole packet, which a list of them then has no more.
+    What it returns is appended to the values of the units before, where it is an atom. Any other value is returned, in
+    a tuple: it may have changed when the next unit has run. (The C twin also appends what consists of atoms and of
+    containers that nobody else has.) The page is not held meanwhile: that may fork, and the child is to unmap it.
     """
     unit = len(values)
     while unit >= 0:
-        values.append(function(items[unit]))
+        value = function(_taken(items, unit))
+        if not is_settled(value):
+            return (value,)
+        values.append(value)
         unit = page_claim(page)
+    return None
+
+
+def _taken(items: Sequence[Any], unit: int) -> Any:
+    item = items[unit]
+    if type(items) is list:
+        items[unit] = None  # what the function adds to it goes with it
+    return item
 
 
 def page_take(page: SharedPage, packet: int, /) -> int:
@@ -270,31 +286,23 @@ def page_run_committing(
     function: Callable[[Any], Any],
     items: Sequence[Any],
     dumps: Callable[[Any], Any],
-    kinds: Container[type],
     payloads: list[Any],
     values: list[Any],
     /,
 ) -> tuple[Any] | None:
-    """As `page_run`, and commit each outcome before the next unit is claimed.
+    """As `page_run`, and commit each outcome, as `dumps` pickles it, before the next unit is claimed.
 
-    Values of these kinds, as `dumps` pickles them, are committed and noted. One that is not, or is large, is returned.
+    One that is too large for that is returned as well.
     """
     word = outbox.word[0]
     unit = (word >> BYTE_BITS + UNIT_BITS) % (1 << UNIT_BITS) + (word >> BYTE_BITS) % (1 << UNIT_BITS)
     while unit >= 0:
-        value = function(items[unit])
-        if not (_is_small(value, kinds) and outbox_append(outbox, 0, dumps(value), payloads)):
+        value = function(_taken(items, unit))
+        if not (is_settled(value, LONGEST_COMMIT) and outbox_append(outbox, 0, dumps(value), payloads)):
             return (value,)
         values.append(value)
         unit = page_claim(page)
     return None
-
-
-def _is_small(value: Any, kinds: Container[type]) -> bool:
-    try:
-        return type(value) in kinds and not (type(value) in (bytes, str) and len(value) > LONGEST_COMMIT)
-    except TypeError:  # its class has no hash
-        return False
 
 
 # --- Slabs --------------------------------------------------------------------------------------------------

@@ -49,8 +49,8 @@ class IMapIterator(stdlib.IMapIterator, Generic[T]):  # type: ignore[type-arg]
     def take(self, record: Record, records: deque[Record]) -> int | None:
         job = self.job
         assert job is not None
-        if record.mode != OutcomeMode.SHARED and (job.failures or record.mode != OutcomeMode.SEPARATE):
-            record = record.separate(job.failures)
+        if record.mode != OutcomeMode.SHARED and (job.prepared.failures or record.mode != OutcomeMode.SEPARATE):
+            record = record.separate(job.prepared.failures)
         mine, place, units = self._records, record.first if self._ordered else self._arrived, record.units
         size = self._size_of(record.payloads)
         # commit

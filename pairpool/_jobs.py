@@ -17,11 +17,12 @@ from typing import Any, NamedTuple, Protocol
 
 from pairpool import _states
 from pairpool._body import Body, are_bytes, fitting, pack_body, riding, table, takes
-from pairpool._bounds import Pending, size_of
+from pairpool._bounds import Pending
 from pairpool._codec import Definition, DefinitionKind, Need, Payload, Shared
 from pairpool._descriptors import NONE_OWNED
 from pairpool._pacing import MAX_UNITS
 from pairpool._packet import TASKS_HEAD, Flag, Mode, Status
+from pairpool._prepared import Prepared
 from pairpool._record import Record
 from pairpool._refusals import fall_back_definitions, fallen_back
 from pairpool._terms import Terms, Tries
@@ -52,6 +53,7 @@ class Encoder(Protocol):
         self, function: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]
     ) -> tuple[Definition | None, Payload | bytes]: ...
     def dumps_each(self, values: Any, payloads: list[Any]) -> None: ...
+    def dumps_together(self, values: list[Any]) -> Any: ...
     def dumps_atoms(self, items: Sequence[Any]) -> Any: ...
     def is_atoms(self, items: Any) -> bool: ...
     def accept(self, needs: Any) -> None: ...
@@ -287,11 +289,8 @@ class BatchJob:
         self.unreceived: dict[int, int] = {}  # units that a worker could not receive, and the packet
         self.items = items
         self.records: deque[Record] = deque()  # outcomes not yet handed to the sink
-        self.prepared: dict[int, Payload | bytes] = {}  # by unit, until settled; filled by the feeder
-        self.paced = False  # all bytes count, and not those of large payloads alone
-        self.settled_weight = 0  # bytes of payloads that are not needed any more
+        self.prepared = Prepared()
         self.digesting = False  # what is under way cannot be told at the moment
-        self.failures: dict[int, BaseException] = {}  # units that cannot be sent, and why
         self._encoder = encoder
         self._definitions = [definition]
         self._limit_ns = 0 if terms is None else terms.first_limit_ns
@@ -306,11 +305,12 @@ class BatchJob:
         self.length = -(-len(items) // unit) if items is not None else 0
 
     def build(self, first: int, limit: int, known: set[int], room: int) -> Body:
-        if self.failures:
-            fails = first in self.failures
-            limit = next((n for n in range(1, limit) if (first + n in self.failures) is not fails), limit)
+        failures = self.prepared.failures
+        if failures:
+            fails = first in failures
+            limit = next((n for n in range(1, limit) if (first + n in failures) is not fails), limit)
             if fails:  # it goes without the function, which may be what cannot be sent
-                return self._build_prepared(first, limit, (), known, room)
+                return self._pack(self._own_mode, first, (), [self._encoder.nothing] * limit, None)
         definitions = riding(known, self._definitions, ())
         for definition in definitions:
             room -= takes(definition.payload)
@@ -342,13 +342,18 @@ class BatchJob:
     def _build_prepared(
         self, first: int, limit: int, definitions: Sequence[Definition], known: set[int], room: int
     ) -> Body:
-        prepared, nothing = self.prepared, self._encoder.nothing
-        payloads: Sequence[Payload | bytes] = [prepared.get(unit, nothing) for unit in range(first, first + limit)]
-        mode = Mode.SEPARATE if self.unit == 1 else Mode.CHUNKS
-        payloads = fitting(payloads, room, known)
+        together, units = self.prepared.together(first, limit, room)
+        if together:
+            return self._pack(Mode.GROUPED, first, definitions, together, units)
+        payloads = fitting(self.prepared.separate(first, limit, self._encoder.nothing), room, known)
         if not are_bytes(payloads):
             definitions = riding(known, definitions, payloads)
-        return self._pack(mode, first, definitions, payloads, None)
+        return self._pack(self._own_mode, first, definitions, payloads, None)
+
+    @property
+    def _own_mode(self) -> Mode:
+        """Of units each of which has a payload."""
+        return Mode.SEPARATE if self.unit == 1 else Mode.CHUNKS
 
     def _pack(
         self,
@@ -379,13 +384,7 @@ class BatchJob:
         self.digesting = True
         while self.records:
             record = self.records[0]
-            if self.prepared:
-                units = range(record.first, record.first + record.units)
-                for payload in map(self.prepared.pop, units, itertools.repeat(None)):
-                    if isinstance(payload, Payload) or self.paced:
-                        self.settled_weight += self._weight_of(payload)
-                    if isinstance(payload, Payload) and payload.descriptors:
-                        payload.close()
+            self.prepared.settle(record.first, record.units)
             error = self.sink.take(record, self.records)
             if error is not None:
                 failed.append(error)
@@ -396,15 +395,14 @@ class BatchJob:
         """A worker refused these units: from now on they travel by value, or fail where they cannot."""
         problem = fall_back_definitions(self._definitions, refused)
         for unit in range(first, first + count):
-            payload = self.prepared.get(unit)
+            payload = self.prepared.payloads.get(unit)
             instead = problem or fallen_back(payload, refused)
             if isinstance(instead, Payload):
                 instead = fall_back_definitions(instead.uses, refused) or instead
             if isinstance(instead, BaseException):
-                self._fail(unit, instead)
+                self.prepared.fail(unit, instead)
             elif instead is not payload:
-                self.settled_weight += self._weight_of(payload) - self._weight_of(instead)
-                self.prepared[unit] = instead
+                self.prepared.replace(unit, instead)
 
     def terms_of(self, _: int) -> Terms | None:
         """What was agreed for a unit."""
@@ -422,15 +420,7 @@ class BatchJob:
     def refuse(self, first: int, count: int, error: BaseException) -> None:
         """These units cannot be sent: they travel as nothing, and end with `error`."""
         for unit in range(first, first + count):
-            self._fail(unit, error)
-
-    def _fail(self, unit: int, error: BaseException) -> None:
-        """A unit cannot be sent. What was about to be keeps its descriptors until then."""
-        self.failures[unit] = error
-        self.settled_weight += self._weight_of(self.prepared.pop(unit, None))
-
-    def _weight_of(self, payload: Any) -> int:
-        return size_of((payload,)) if self.paced or (isinstance(payload, Payload) and payload.large) else 0
+            self.prepared.fail(unit, error)
 
     def close(self) -> None:
         """Drops whatever has not been sent, and keeps in mind what an item takes."""

@@ -17,9 +17,10 @@ from operator import is_
 from types import CodeType, FunctionType, GetSetDescriptorType, MemberDescriptorType, ModuleType
 from typing import Any, Final, Generic, Protocol, TypeVar
 
-from pairpool._anatomy import ATOMS, WRAPPERS, cell_contents, held_by, in_main, is_definition, names_in
+from pairpool._anatomy import WRAPPERS, cell_contents, held_by, in_main, is_definition, names_in
 from pairpool._by_value import SendingPickler
 from pairpool._fingerprint import likeness
+from pairpool._framing import ATOMS
 from pairpool._ledger import Ledger, binding_of
 from pairpool._namespaces import MISSING, home_of, main_module, main_namespace
 

@@ -29,8 +29,9 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from pairpool._anatomy import ATOMS, Definition, functions_of, held_by, in_main, is_definition, names_in
+from pairpool._anatomy import Definition, functions_of, held_by, in_main, is_definition, names_in
 from pairpool._fingerprint import DIGEST_SIZE, Likeness, Scope, digest, likeness
+from pairpool._framing import ATOMS
 from pairpool._namespaces import (
     MAIN_NAMES,
     MISSING,

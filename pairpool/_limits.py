@@ -7,6 +7,9 @@ looks when the first unit in flight could be over its limit. A unit that is goes
 - at its limit, its worker is asked for its stack, and killed a moment later with its process group;
 - once it is cancelled, an exception is raised in it; then its worker gets SIGTERM; then it is killed.
 
+Exceptions are raised by a signal, and that is sent twice. Python looks for signals before it enters a call that blocks,
+so one that arrives in between is not noticed before that call ends. Who was told takes no notice of the second.
+
 Before a worker is sent what may end it, it is *closed*: retired, and everything that it has not begun taken back. So if
 the unit ends at that very moment no other can have begun in its place, and nobody is hit who was not meant. The word of
 a worker's end accounts for its packets as after any death.
@@ -28,19 +31,30 @@ if TYPE_CHECKING:
     from pairpool.engines import Processes
 
 UNHURRIED = 100_000_000  # ns after which, at the earliest, it is looked again where nothing of ours runs
-PAUSE = 50_000_000  # ns that a worker has to write down its stack before it is killed
-GRACE = 1_000_000_000  # ns that a cancelled unit has to end after it was interrupted, and its worker after SIGTERM
+PAUSE = 50_000_000  # ns that a worker has to take notice, or to write down its stack before it is killed
+GRACE = 1_000_000_000  # ns that a cancelled unit has to end after it was told again, and its worker after SIGTERM
 
 
 class Rung(Enum):
     """What is done about a unit."""
 
     SOFT_LIMIT = auto()
+    SOFT_LIMIT_AGAIN = auto()
     CANCEL = auto()
+    CANCEL_AGAIN = auto()
     DUMP = auto()
     CLOSE = auto()
     TERMINATE = auto()
     KILL = auto()
+
+
+_INTERRUPTS = {
+    Rung.SOFT_LIMIT: Reason.SOFT_LIMIT,
+    Rung.SOFT_LIMIT_AGAIN: Reason.SOFT_LIMIT,
+    Rung.CANCEL: Reason.CANCELLED,
+    Rung.CANCEL_AGAIN: Reason.CANCELLED,
+}
+_REPETITIONS = frozenset((Rung.SOFT_LIMIT_AGAIN, Rung.CANCEL_AGAIN))
 
 
 class Step(NamedTuple):
@@ -127,6 +141,7 @@ class Limits:
         if at is not None:
             return [
                 Step(at, Rung.CANCEL),
+                Step(at, Rung.CANCEL_AGAIN, PAUSE),
                 Step(at, Rung.CLOSE, GRACE),
                 Step(at, Rung.TERMINATE, PAUSE),
                 Step(at, Rung.KILL, GRACE),
@@ -134,7 +149,8 @@ class Limits:
         terms = self._terms_of(packet, packet.first + offset)
         steps = []
         if terms is not None and terms.soft_limit_ns:
-            steps.append(Step(since + terms.soft_limit_ns, Rung.SOFT_LIMIT))
+            at = since + terms.soft_limit_ns
+            steps += [Step(at, Rung.SOFT_LIMIT), Step(at, Rung.SOFT_LIMIT_AGAIN, PAUSE)]
         if terms is not None and terms.limit_ns:
             at = since + terms.limit_ns
             steps += [Step(at, Rung.DUMP), Step(at, Rung.CLOSE), Step(at, Rung.KILL, PAUSE)]
@@ -145,23 +161,25 @@ class Limits:
         descent = self._descents.get(slot.ident)
         if descent is None or descent.mark != mark:
             descent = Descent(mark, frozenset(), 0)
+        again = None
         for at, rung, pause in ladder:
             if rung in descent.done:
                 continue
             due = max(at, descent.latest + pause)
-            if now < due:
-                return due
-            self._do(slot, mark, rung)
-            descent = Descent(mark, descent.done | {rung}, now)
-            self._descents[slot.ident] = descent
-        return None
+            if now >= due:
+                self._do(slot, mark, rung)
+                descent = Descent(mark, descent.done | {rung}, now)
+                self._descents[slot.ident] = descent
+            elif rung in _REPETITIONS:
+                again = due  # what follows may be due sooner
+            else:
+                return due if again is None else min(due, again)
+        return again
 
     def _do(self, slot: Slot, mark: Mark, rung: Rung) -> None:
         processes, ident = self._processes, slot.ident
-        if rung is Rung.SOFT_LIMIT:
-            processes.interrupt(ident, mark, Reason.SOFT_LIMIT)
-        elif rung is Rung.CANCEL:
-            processes.interrupt(ident, mark, Reason.CANCELLED)
+        if rung in _INTERRUPTS:
+            processes.interrupt(ident, mark, _INTERRUPTS[rung])
         elif rung is Rung.DUMP:
             processes.dump(ident)
         elif rung is Rung.CLOSE:

@@ -44,6 +44,9 @@ class ObjectEncoder:
     def dumps_each(self, values: Iterable[Any], payloads: list[Any]) -> None:
         payloads.extend(map(Payload, values))
 
+    def dumps_together(self, values: list[Any]) -> Any:
+        return None  # there is nothing to be saved
+
     def dumps_atoms(self, items: Sequence[Any]) -> Any:
         return items
 
@@ -80,8 +83,6 @@ class ObjectEncoder:
 class ObjectCodec:
     """The worker's half."""
 
-    atoms: frozenset[type] = frozenset()  # nothing is committed here
-
     def refused(self, needs: Any) -> Any:
         return ()
 
@@ -100,7 +101,10 @@ class ObjectCodec:
     def loading(self, payloads: Sequence[Any]) -> Sequence[Any]:
         return payloads
 
-    def encode_values(self, values: list[Any]) -> Any | None:
+    def may_wait(self, value: Any) -> bool:
+        return True
+
+    def encode_values(self, values: list[Any]) -> Any:
         return values
 
     def encode_value(self, value: Any) -> Any:

@@ -27,7 +27,7 @@ from pairpool import _descriptors, _framing
 from pairpool._framing_py import BYTE_BITS, UNIT_BITS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Sequence
+    from collections.abc import Callable, Sequence
 
     from pairpool._page import Page
 
@@ -135,16 +135,12 @@ class Outbox:
         return True
 
     def run(
-        self,
-        page: Page,
-        function: Callable[[Any], Any],
-        items: Sequence[Any],
-        kinds: Container[type],
-        values: list[Any],
+        self, page: Page, function: Callable[[Any], Any], items: Sequence[Any], values: list[Any]
     ) -> tuple[Any] | None:
         """Runs units and commits what they give (`_framing_py.page_run_committing`)."""
-        dumps, payloads = pickle.dumps, self._payloads
-        return _twin.page_run_committing(page.memory, self.memory, function, items, dumps, kinds, payloads, values)
+        return _twin.page_run_committing(
+            page.memory, self.memory, function, items, pickle.dumps, self._payloads, values
+        )
 
     @property
     def next_unit(self) -> int:

@@ -140,8 +140,8 @@ class Page:
     claim: Callable[[], int]
     """Worker: claim the next unit and return its offset; -1 if none is left, as the parent took the rest."""
 
-    run: Callable[[Callable[[Any], Any], Sequence[Any], list[Any]], None]
-    """Worker: run the unit that was claimed last, and all that can be claimed then."""
+    run: Callable[[Callable[[Any], Any], Sequence[Any], list[Any]], tuple[Any] | None]
+    """Worker: run the unit that was claimed last, and all that can be claimed then (`_framing_py.page_run`)."""
 
     def __init__(self, descriptors: Sequence[int]) -> None:
         self._open = [_descriptors.Descriptor(number) for number in descriptors]

@@ -17,7 +17,7 @@ from typing import Any
 
 from cloudpickle import cloudpickle
 
-from pairpool._anatomy import ATOMS, Definition, in_main, is_definition
+from pairpool._anatomy import Definition, in_main, is_definition
 from pairpool._by_value import (
     CLASS_MAKERS,
     Brought,
@@ -28,6 +28,7 @@ from pairpool._by_value import (
     restore_returned_function,
 )
 from pairpool._envelope import PROTOCOL
+from pairpool._framing import ATOMS
 from pairpool._ledger import binding_of
 from pairpool._namespaces import Namespace
 from pairpool._passing import extra_reducers

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from pairpool import errors
@@ -37,12 +37,11 @@ class Codec(Protocol):
     def loading(self, payloads: Sequence[Any]) -> Any:
         """What is in payloads without descriptors; each is loaded when it is asked for."""
 
-    @property
-    def atoms(self) -> Container[object]:
-        """Types of values that can share a payload, and can be kept, without anyone noticing."""
+    def may_wait(self, value: Any) -> bool:
+        """Whether nobody can tell if it is encoded later, and with others."""
 
-    def encode_values(self, values: list[Any]) -> Any | None:
-        """All values in one payload, or None where sharing one could be seen."""
+    def encode_values(self, values: list[Any]) -> Any:
+        """All values that may wait, in one payload."""
 
     def encode_value(self, value: Any) -> Any: ...
     def encode_error(self, error: BaseException) -> Any: ...
@@ -59,7 +58,9 @@ class Page(Protocol):
     def claimed(self) -> int:
         """The unit that was claimed last."""
 
-    def run(self, function: Callable[[Any], Any], items: Sequence[Any], values: list[Any]) -> None: ...
+    def run(self, function: Callable[[Any], Any], items: Sequence[Any], values: list[Any]) -> tuple[Any] | None:
+        """Runs units; returns the value of one that is to be encoded before the next is claimed."""
+
     def running(self) -> None: ...
     def next_item(self) -> None: ...
     def done(self) -> None: ...
@@ -72,8 +73,8 @@ class Outbox(Protocol):
     def append(self, status: int, data: Any) -> bool:
         """False where there is no room for it, or it is too large to be copied once more."""
 
-    def run(self, page: Any, function: Any, items: Any, kinds: Any, values: list[Any]) -> tuple[Any] | None:
-        """Runs and commits units; returns the value of one that it does not, which is none of these kinds, or large."""
+    def run(self, page: Any, function: Any, items: Any, values: list[Any]) -> tuple[Any] | None:
+        """Runs and commits units; returns the value of one that it does not commit."""
 
     @property
     def next_unit(self) -> int: ...
@@ -198,25 +199,23 @@ class Runner:
     def _run_collecting(self, ident: int, packet: Units, started: int) -> None:
         """Runs all units that can be claimed, then sends all outcomes, in one message where they fit."""
         values: list[Any] = []
-        failures: dict[int, tuple[int, Any]] = {}
-        packet.run_all(self.page, values, failures)
+        apart: dict[int, tuple[int, Any]] = {}
+        packet.run_all(self.page, values, apart)
         if not values:
             return  # the parent took all of it back before the first was claimed
-        if not failures:
+        number = len(values)
+        if not apart:
             shared = self.codec.encode_values(values)
-            if shared is not None:
-                took = time.monotonic_ns() - started
-                head = OUTCOMES_HEAD.pack(OutcomeMode.SHARED, 0, len(values), took)
-                self._send(Kind.OUTCOMES, ident, [head, shared])
-                return
-        statuses = bytearray(len(values))
+            head = OUTCOMES_HEAD.pack(OutcomeMode.SHARED, 0, number, time.monotonic_ns() - started)
+            self._send(Kind.OUTCOMES, ident, [head, shared])
+            return
+        statuses = bytearray(number)
         payloads: list[Any] = []
         for unit, value in enumerate(values):
-            failure = failures.get(unit)
-            status, payload = failure if failure is not None else self._encode(value)
-            statuses[unit] = status
+            outcome = apart.get(unit)
+            statuses[unit], payload = outcome if outcome is not None else self.encode(value)
             payloads.append(payload)
-        took, number = time.monotonic_ns() - started, len(payloads)
+        took = time.monotonic_ns() - started
         first = 0
         for portion in self.codec.portions(payloads):
             after = first + portion
@@ -239,16 +238,15 @@ class Runner:
         outbox.begin(ident)
         page, look, codec = self.page, self._look, self.codec
         values: list[Any] = []  # of the committed outcomes, those that may share a payload
-        kinds = codec.atoms if look is None else ()  # of values that are committed without a look after each
         unit = page.claim()
-        direct = packet.direct() if unit >= 0 else None
+        direct = packet.direct() if unit >= 0 and look is None else None
         while unit >= 0:
             left: tuple[Any] | None = None
             if direct is None or unit < packet.skip_to:
                 status, payload = packet.outcome(unit)
             else:
                 try:
-                    left = outbox.run(page, *direct, kinds, values)
+                    left = outbox.run(page, *direct, values)
                     if left is None:
                         break
                     status, payload = Status.OK, codec.encode_value(*left)
@@ -281,20 +279,19 @@ class Runner:
     def _send_committed(self, ident: int, packet: Units, outbox: Outbox, took: int, values: list[Any]) -> None:
         first, statuses, payloads = outbox.take()
         if payloads:
-            # Who decodes them has a third of the work where they are one list.
-            together = packet.of_one_job and len(values) == len(payloads)
-            shared = self.codec.encode_values(values) if together else None
-            if shared is None:
+            if packet.of_one_job and len(values) == len(payloads):
+                # Who decodes them has a third of the work where they are one list.
+                head = OUTCOMES_HEAD.pack(OutcomeMode.SHARED, first, len(payloads), took)
+                self._send(Kind.OUTCOMES, ident, [head, self.codec.encode_values(values)])
+            else:
                 head = OUTCOMES_HEAD.pack(OutcomeMode.SEPARATE, first, len(payloads), took)
                 self._send(Kind.OUTCOMES, ident, [head, statuses, *payloads])
-            else:
-                head = OUTCOMES_HEAD.pack(OutcomeMode.SHARED, first, len(payloads), took)
-                self._send(Kind.OUTCOMES, ident, [head, shared])
             # Only now: had the worker died in between, the parent would know them from the outbox.
             outbox.clear()
             values.clear()
 
-    def _encode(self, value: Any) -> tuple[int, Any]:
+    def encode(self, value: Any) -> tuple[int, Any]:
+        """Encodes a value; where that fails it ends in the error."""
         try:
             return Status.OK, self.codec.encode_value(value)
         except BaseException as error:

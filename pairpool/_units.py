@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pairpool._packet import Flag, Mode, Status
+from pairpool._packet import GROUP, Flag, Mode, Status
 from pairpool._strikes import came_from_handler
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ class Units:
     """The units of one packet."""
 
     __slots__ = ("_chunk", "_count", "_definition", "_first", "_flags", "_items", "_mode", "_payloads", "_runner",
-                 "filters", "shares", "skip_to")  # fmt: skip
+                 "_together", "filters", "shares", "skip_to")  # fmt: skip
 
     def __init__(
         self, runner: Runner, mode: int, flags: int, count: int, chunk: int, definition: int, first: int, rest: Any
@@ -30,7 +31,8 @@ class Units:
         self._definition = definition
         self._first = first
         self._payloads = rest
-        self._items: Any = None  # of Mode.SHARED, once loaded
+        self._together = mode == Mode.SHARED or mode == Mode.GROUPED
+        self._items: Any = None  # of these, once loaded
         self.skip_to = 0  # units before this one are not run: an error came before them in their chunk
         self.filters: bytes = b""
         self.shares: list[tuple[int, ...]] | None = None
@@ -40,50 +42,70 @@ class Units:
         """Whether one reader decodes all outcomes, so that they may share a payload."""
         return self._mode != Mode.CALLS
 
-    def run_all(self, page: Page, values: list[Any], failures: dict[int, tuple[int, Any]]) -> None:
-        """Appends one value for each unit that can be claimed; `failures` says which are none."""
+    def run_all(self, page: Page, values: list[Any], apart: dict[int, tuple[int, Any]]) -> None:
+        """Appends one value for each unit that can be claimed; `apart` has the outcomes of those that are none.
+
+        A value that may change is encoded before the next unit runs, and is there, too.
+        """
+        runner = self._runner
+        may_wait, encode = runner.codec.may_wait, runner.encode
         unit = page.claim()
         direct = self.direct() if unit >= 0 else None
         while unit >= 0:
             value = None
             if direct is not None and unit >= self.skip_to:
                 try:
-                    page.run(*direct, values)
-                    return
+                    left = page.run(*direct, values)
+                    if left is None:
+                        return
+                    unit = len(values)
+                    apart[unit] = encode(*left)
                 except BaseException as error:
                     unit = len(values)
                     if unit > page.claimed:
                         raise  # by a signal handler, between two units
-                    failures[unit] = self.failure(unit, error)
+                    apart[unit] = self.failure(unit, error)
+                left = None  # nobody keeps it longer than a unit
             elif unit < self.skip_to or self._is_nothing(unit):
-                failures[unit] = (Status.SKIPPED, b"")
+                apart[unit] = (Status.SKIPPED, b"")
             else:
                 try:
                     value = self._guarded_value(unit)
                 except BaseException as error:
-                    failures[unit] = self.failure(unit, error)
+                    apart[unit] = self.failure(unit, error)
+                else:
+                    if not may_wait(value):
+                        apart[unit] = encode(value)
+                        value = None
             values.append(value)
             unit = page.claim()
 
     def direct(self) -> tuple[Callable[[Any], Any], Sequence[Any]] | None:
         """What is called for a unit, and with what; None where some units are not to be run."""
-        runner, mode, payloads = self._runner, self._mode, self._payloads
+        runner, together, payloads = self._runner, self._together, self._payloads
         codec = runner.codec
-        if mode != Mode.SHARED and codec.has_nothing(payloads):
+        if not together and codec.has_nothing(payloads):
             return None
-        plain = mode in (Mode.SHARED, Mode.SEPARATE) and not self._flags & (Flag.STAR | Flag.INTERRUPTED)
+        plain = (together or self._mode == Mode.SEPARATE) and not self._flags & Flag.INTERRUPTED
         if plain and not self.shares:
             # Units so small and quick that one more call of Python for each would double their cost.
             try:
                 if runner.keeps(self._definition):
-                    items = codec.loads(payloads[0], ()) if mode == Mode.SHARED else codec.loading(payloads)
-                    if type(items) is range:
-                        items = [*items]  # to make one int after another takes longer
-                    return runner.function(self._definition), items
+                    items = self._load_items() if together else codec.loading(payloads)
+                    function = runner.function(self._definition)
+                    return partial(_call_with, function) if self._flags & Flag.STAR else function, items
             except BaseException as error:
                 if came_from_handler(error):
                     raise  # it is no unit's
         return self._guarded_value, range(self._count)
+
+    def _load_items(self) -> Sequence[Any]:
+        loads, payloads = self._runner.codec.loads, self._payloads
+        if self._mode == Mode.SHARED:
+            items: Sequence[Any] = loads(payloads[0], ())
+            return [*items] if type(items) is range else items  # to make one int after another takes longer
+        skip = self._first % GROUP
+        return [item for data in payloads for item in loads(data, ())][skip : skip + self._count]
 
     def outcome(self, unit: int) -> tuple[int, Any]:
         """Runs one unit and encodes how it ended."""
@@ -126,12 +148,14 @@ class Units:
     def _value(self, unit: int) -> Any:
         mode, runner = self._mode, self._runner
         codec = runner.codec
-        if mode == Mode.SHARED:
+        if self._together:
             if self._items is None:
-                self._items = codec.loads(self._payloads[0], ())
+                self._items = self._load_items()
             item = self._items[unit]
+            if mode == Mode.GROUPED:
+                self._items[unit] = None  # what the function adds to it goes with it
             function = runner.function(self._definition)
-            return function(*tuple(item)) if self._flags & Flag.STAR else function(item)
+            return _call_with(function, item) if self._flags & Flag.STAR else function(item)
         offset = 1 if mode == Mode.CALLS else 0
         descriptors: tuple[int, ...] = ()
         if self.shares:
@@ -148,13 +172,17 @@ class Units:
             # Not list(map(...)): that takes a task's StopIteration for the end of the chunk, as the stdlib does.
             star, next_item = self._flags & Flag.STAR, runner.page.next_item
             if self._flags & Flag.LIMITED:
-                return [(next_item(), function(*tuple(item)) if star else function(item))[1] for item in data]
-            return [function(*tuple(item)) for item in data] if star else [function(item) for item in data]
-        # tuple(): for an item that is no arguments the error is worded as itertools.starmap words it, as in the stdlib.
-        return function(*tuple(data)) if self._flags & Flag.STAR else function(data)
+                return [(next_item(), _call_with(function, item) if star else function(item))[1] for item in data]
+            return [_call_with(function, item) for item in data] if star else [function(item) for item in data]
+        return _call_with(function, data) if self._flags & Flag.STAR else function(data)
 
     def _is_nothing(self, unit: int) -> bool:
-        if self._mode == Mode.SHARED:
+        if self._together:
             return False
         offset = 1 if self._mode == Mode.CALLS else 0
         return self._runner.codec.is_nothing(self._payloads[unit + offset])
+
+
+def _call_with(function: Callable[..., Any], item: Iterable[Any]) -> Any:
+    # tuple(): for an item that is no arguments the error is worded as itertools.starmap words it, as in the stdlib.
+    return function(*tuple(item))

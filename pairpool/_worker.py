@@ -128,8 +128,6 @@ def _forget_asked() -> None:
 class _PickleCodec:
     """The codec as the runner takes it."""
 
-    atoms = _codec.ATOMS
-
     def __init__(self, slabs: Arena) -> None:
         decoder = _codec.Decoder()  # before the initializer runs: it remembers what the main module had
         self._refused = decoder.refused
@@ -155,11 +153,8 @@ class _PickleCodec:
     def loading(self, payloads: Sequence[Any]) -> _Loading:
         return _Loading(payloads)
 
-    def encode_values(self, values: list[Any]) -> bytes | None:
-        try:
-            return _codec.Encoder.dumps_atoms(values) if _codec.Encoder.is_atoms(values) else None
-        except TypeError:
-            return None  # a class of theirs has no hash
+    may_wait = staticmethod(_framing.is_settled)
+    encode_values = staticmethod(_codec.Encoder.dumps_atoms)
 
     def encode_value(self, value: Any) -> Any:
         return _codec.encode_result(value, self._slabs.put)
@@ -218,7 +213,7 @@ class Worker:
         codec, self._send = _PickleCodec(self._slabs), self.send
         if limit is not None:
             self._send = limit.lifting(self.send)
-            codec.encode_values = limit.lifting(codec.encode_values)  # type: ignore[method-assign]
+            codec.encode_values = limit.lifting(codec.encode_values)
             codec.encode_error = limit.lifting(codec.encode_error)  # type: ignore[method-assign]
         interrupts = Interrupts(page)
         interrupts.install()

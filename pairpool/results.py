@@ -225,8 +225,8 @@ class MapResult(_Result, stdlib.MapResult):  # type: ignore[type-arg]
             for unit, status, payload in record.outcomes():
                 job = self.job
                 assert job is not None
-                if unit in job.failures and status == Status.SKIPPED:
-                    status, payload = Status.ERROR, job.failures[unit]
+                if unit in job.prepared.failures and status == Status.SKIPPED:
+                    status, payload = Status.ERROR, job.prepared.failures[unit]
                 if status == Status.ERROR:
                     failed = unit if failed is None else failed
                     if error is None or (unit // job.chunk == error[0] // job.chunk and unit < error[0]):

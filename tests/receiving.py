@@ -201,7 +201,7 @@ class Carrier:
         job = BatchJob(encoder, definition, sink, items=None, unit=1, chunk=1, star=True, visible=visible)
         payloads: list[Any] = []
         encoder.dumps_each(items, payloads)
-        job.prepared.update(enumerate(payloads))
+        job.prepared.take(payloads, 0)
         body = job.build(0, len(items), set(), self.engine.body_room)
         assert body.units == len(items)
         packet = next(_idents)

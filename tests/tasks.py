@@ -36,6 +36,16 @@ class Line:
         os.close(self.writing)
 
 
+class Unhashable(type):
+    """Makes classes that are in no set."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Odd(metaclass=Unhashable):
+    """One of these."""
+
+
 # -- Tasks ----------------------------------------------------------------------------------------
 
 

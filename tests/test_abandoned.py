@@ -17,6 +17,7 @@ import pairpool
 from interruptions import Interrupted, Interruption
 from pairpool._codec import Encoder
 from pairpool._feeder import Feeder
+from pairpool._prepared import Prepared
 from pairpool._tasks import Tasks
 from pairpool._waiting import Deadline
 from pairpool.results import MapResult
@@ -169,7 +170,7 @@ def test_a_feeder_that_is_told_to_end_while_it_feeds_ends() -> None:
         yield 1
 
     dispatcher: Any = SimpleNamespace(encoder=Encoder(), starving=False, drain=lambda: None)
-    job: Any = SimpleNamespace(unit=1)
+    job: Any = SimpleNamespace(unit=1, prepared=Prepared())
     feeder = Feeder(dispatcher, job, items())
     feeder.feed()
     assert feeder._over

@@ -41,12 +41,12 @@ STOREYS = {
     "errors": Storey("errors _masks _strikes"),
     "descriptors": Storey("_descriptors _deadman", "errors"),
     "words": Storey("_packet _states _waiting _size _cgroup", "errors descriptors"),
-    "framing": Storey("_framing _framing_py _transfer_py _framing_c", "errors words", doors="_framing"),
+    "framing": Storey("_framing _framing_py _transfer_py _sharing_py _framing_c", "errors words", doors="_framing"),
     "transport": Storey("_channel _page _outbox _slab", "errors words descriptors framing"),
     "pickling": Storey(
         "_namespaces _anatomy _fingerprint _ledger _by_value _kept _parcels _passing _plain _returning "
         "_remote_errors _envelope _payload _shared _codec",
-        "errors descriptors transport",
+        "errors descriptors framing transport",
         doors="_codec",
     ),
     "worker": Storey(
@@ -55,7 +55,8 @@ STOREYS = {
     "zygote": Storey("_orders _surroundings _nursery _birth _zygote", "errors descriptors worker", doors="_zygote"),
     "scheduler": Storey("_scheduler _backlog _roster _pacing _ranges _limits _respawn", "words"),
     "jobs": Storey(
-        "_jobs _body _bounds _refusals _record _terms _feeder", "errors words descriptors pickling worker scheduler"
+        "_jobs _body _bounds _refusals _record _prepared _terms _feeder",
+        "errors words descriptors pickling worker scheduler",
     ),
     "engines": Storey(
         "engines _objects _handle _outgoing _pump engines.inline engines.threads engines.local engines.dask "

@@ -118,6 +118,69 @@ def test_map_reads_an_unsized_iterable_before_it_returns(make_either_pool: MakeP
     assert result.get() == [1, 2, 3]
 
 
+_so_far: list[Any] = []  # of a worker
+
+
+def gather(item: Any) -> list[Any]:
+    """Return what this worker was given up to now, in a list that it goes on using."""
+    _so_far.append(item)
+    return _so_far
+
+
+def gather_in_part(item: Any) -> tuple[list[Any], dict[str, list[Any]]]:
+    """Return it within what is new each time."""
+    return [], {"gathered": gather(item)}
+
+
+_buffer = bytearray(4)
+
+
+def fill_buffer(item: int) -> bytearray:
+    """Return a buffer that is used for every item."""
+    _buffer[:] = item.to_bytes(4, "big")
+    return _buffer
+
+
+def gather_pair(left: int, right: int) -> list[Any]:
+    """Take a pair."""
+    return gather((left, right))
+
+
+@pytest.mark.parametrize("count", [4, 200])
+@pytest.mark.parametrize("face", ["map", "imap"])
+def test_a_result_is_what_it_was_when_its_item_ended(make_either_pool: MakePool, face: str, count: int) -> None:
+    """With chunksize 1 the function may go on using what it returned, as a buffer or an accumulator."""
+    pool = make_either_pool(1)
+    numbers = [*range(count)]
+    assert list(getattr(pool, face)(gather, numbers, 1)) == [numbers[: number + 1] for number in numbers]
+    assert [*map(bytes, getattr(pool, face)(fill_buffer, numbers, 1))] == [
+        number.to_bytes(4, "big") for number in numbers
+    ]
+
+
+@pytest.mark.parametrize("items", [list, dict.fromkeys], ids=["a list", "no list"])
+@pytest.mark.parametrize("chunksize", [None, 1])
+def test_so_it_is_with_few_items_and_default_chunks(
+    make_either_pool: MakePool, items: Callable[[range], Any], chunksize: int | None
+) -> None:
+    """The default chunk of four items is one."""
+    ends = make_either_pool(1).map(gather_in_part, items(range(4)), chunksize)
+    assert ends == [([], {"gathered": [*range(number + 1)]}) for number in range(4)]
+
+
+def test_results_of_a_chunk_are_as_it_ended(make_either_pool: MakePool) -> None:
+    """A chunk's results travel in one pickle, made when it has ended and the next has not begun."""
+    told = make_either_pool(1).map(gather, range(60), 3)
+    assert [len(each) for each in told] == [number // 3 * 3 + 3 for number in range(60)]
+    assert told[0] is told[2]
+
+
+def test_so_it_is_with_several_arguments(make_either_pool: MakePool) -> None:
+    """Starmap, as map."""
+    told = make_either_pool(1).starmap(gather_pair, zip(range(60), range(60), strict=True), 1)
+    assert [len(each) for each in told] == [*range(1, 61)]
+
+
 def test_a_map_over_nothing_is_ready_at_once(make_either_pool: MakePool) -> None:
     """An empty input gives an empty list at once, and no callback is called."""
     called: list[Any] = []

@@ -25,6 +25,7 @@ from pairpool._future import Future
 from pairpool._iterators import IMapIterator, IMapUnorderedIterator
 from pairpool._jobs import BatchJob
 from pairpool._pacing import MAX_UNITS
+from pairpool._prepared import Group, Prepared
 from pairpool._states import SlotState
 from pairpool._waiting import Signal
 from scenarios import Stage, outcome
@@ -422,8 +423,9 @@ def test_items_before_one_that_exits_have_their_results(make_pool: Any, items: A
 # -- Feeders ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("unit_ns", [0, 1], ids=["a pickle each", "in a group"])
 @pytest.mark.parametrize("error", [Interrupted, OSError])
-def test_a_handler_that_raises_while_a_feeder_pickles_makes_no_unit(error: type[BaseException]) -> None:
+def test_a_handler_that_raises_while_a_feeder_pickles_makes_no_unit(error: type[BaseException], unit_ns: int) -> None:
     """It comes out wherever it strikes, and leaves only payloads of items, from the first."""
 
     def strike() -> None:
@@ -436,9 +438,9 @@ def test_a_handler_that_raises_while_a_feeder_pickles_makes_no_unit(error: type[
             raised.append(type(struck))
 
     encoder, items = Encoder(), [[1], [2], [3]]
-    expected = [*map(encoder.dumps, items), CLOSED]
+    expected = [Group(encoder.dumps_together(items), 3), CLOSED] if unit_ns else [*map(encoder.dumps, items), CLOSED]
     dispatcher: Any = SimpleNamespace(encoder=encoder, starving=False, drain=lambda: None)
-    job: Any = SimpleNamespace(unit=1)
+    job: Any = SimpleNamespace(unit=1, prepared=Prepared(), plan=SimpleNamespace(unit_ns=unit_ns))
     interruption, number = Interruption(), 0
     while number == 0 or interruption.struck:
         raised: list[type[BaseException]] = []

@@ -20,6 +20,7 @@ import pairpool
 from large import LARGE
 from pairpool import _feeder, _framing
 from pairpool._dispatch import Dispatcher
+from pairpool._packet import GROUP
 from receiving import PATIENCE
 from tasks import identity
 
@@ -78,7 +79,7 @@ def test_who_feeds_takes_in_what_has_come(make_pool: MakePool, monkeypatch: pyte
 
     monkeypatch.setattr(Dispatcher, "wait", note_and_wait)
     monkeypatch.setattr(_feeder, "time", SimpleNamespace(monotonic_ns=tell_time))
-    items = [[number] for number in range(9 * _feeder.PORTION)]
+    items = [[number] for number in range(9 * GROUP)]
     assert pool.map(identity, items, 1) == items
     assert timeouts.count(0.0) == len({*times}) > 0
 

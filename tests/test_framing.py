@@ -33,7 +33,15 @@ twin = twins.twin  # the fixture
 
 HEADER = struct.Struct("<4sBBHQI")
 FUNCTIONS = ["await_message", "flush", "pack", "receive", "unpack", "wait_ready"]
-PRIMITIVES = ["outbox_append", "page_begin", "page_claim", "page_run", "page_run_committing", "page_take"]
+PRIMITIVES = [
+    "outbox_append",
+    "page_begin",
+    "page_claim",
+    "page_run",
+    "page_run_committing",
+    "page_take",
+    "share_nothing",
+]
 SLABS = ["slab_copy", "slab_is_free", "slab_lend", "slab_map", "slab_seals"]
 REPEATS = 100
 CONSTANTS = ["BYTE_BITS", "LONGEST_COMMIT", "MESSAGE_LIMIT", "READY_LIMIT", "UNIT_BITS", "UNIT_LIMIT"]
@@ -242,7 +250,6 @@ def exercise(twin: ModuleType) -> None:
     arrivals: deque[Any] = deque()
     slab = os.memfd_create("slab")  # which has one seal, that there are to be no more
     os.ftruncate(slab, PAGESIZE)
-    texts = frozenset({str})
     with ours, theirs, select.epoll() as epoll:
         epoll.register(theirs, select.EPOLLIN)
         for _ in range(REPEATS):
@@ -269,9 +276,13 @@ def exercise(twin: ModuleType) -> None:
                 assert twin.page_claim(page) == 0
                 values.clear()
                 small, payloads = bytearray(200), list[bytes]()  # an outbox without room for all
-                assert twin.page_run_committing(page, small, str, range(20), pickle.dumps, texts, payloads, values)
+                assert twin.page_run_committing(page, small, str, range(20), pickle.dumps, payloads, values)
                 assert payloads == list(map(pickle.dumps, values))
                 assert twin.outbox_append(bytearray(64), 1, b"x", payloads)
+                twin.page_begin(page, 3, 20)
+                values.clear()
+                assert twin.page_run(page, lambda item: values, range(20), values) == ([],)
+            assert twin.share_nothing([{"a": 1}, {"a": 2}]) is not twin.share_nothing([{"a": 1j}])
             target, source = bytearray(8), bytearray(b"text")
             twin.slab_copy(target, 4, source)
             with suppress(ValueError):
@@ -305,13 +316,13 @@ def exercise(twin: ModuleType) -> None:
         ("page_run", (bytearray(64), int, [], [])),
         ("page_run", (bytes(64), abs, [1], [])),
         ("page_run", (bytearray(64), abs, [1], ())),
-        ("page_run_committing", (bytearray(64), bytearray(64), int, ["text"], pickle.dumps, texts, [], [])),
-        ("page_run_committing", (bytearray(64), bytearray(64), int, [], pickle.dumps, texts, [], [])),
-        ("page_run_committing", (bytearray(64), bytearray(64), str, [1], abs, texts, [], [])),
-        ("page_run_committing", (bytearray(64), bytes(64), str, [1], pickle.dumps, texts, [], [])),
-        ("page_run_committing", (bytes(64), bytearray(64), str, [1], pickle.dumps, texts, [], [])),
-        ("page_run_committing", (bytearray(64), bytearray(64), str, [1], pickle.dumps, texts, (), [])),
-        ("page_run_committing", (bytearray(64), bytearray(64), str, [1], pickle.dumps, texts, [], ())),
+        ("page_run_committing", (bytearray(64), bytearray(64), int, ["text"], pickle.dumps, [], [])),
+        ("page_run_committing", (bytearray(64), bytearray(64), int, [], pickle.dumps, [], [])),
+        ("page_run_committing", (bytearray(64), bytearray(64), str, [1], abs, [], [])),
+        ("page_run_committing", (bytearray(64), bytes(64), str, [1], pickle.dumps, [], [])),
+        ("page_run_committing", (bytes(64), bytearray(64), str, [1], pickle.dumps, [], [])),
+        ("page_run_committing", (bytearray(64), bytearray(64), str, [1], pickle.dumps, (), [])),
+        ("page_run_committing", (bytearray(64), bytearray(64), str, [1], pickle.dumps, [], ())),
         ("outbox_append", (bytearray(64), 256, b"", [])),
         ("outbox_append", (bytearray(64), 1, b"", ())),
         ("outbox_append", (bytearray(7), 1, b"", [])),

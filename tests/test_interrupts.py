@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
+from functools import partial
+from operator import call
 from typing import Any
 
 import pytest
@@ -298,6 +301,34 @@ def test_what_runs_can_be_cancelled(make_pool: MakePool, make_line: MakeLine) ->
     assert line.await_told(9) == b"cancelled"
     assert pool.apply_async(worker_pid).get(PATIENCE) == before
     assert future.cancel(running=True)
+
+
+def miss_the_first(line: Line) -> None:
+    """Be interrupted where Python notices no signal before the next call blocks, as between its look and the call."""
+    pause = ctypes.CDLL(None).pause  # which is over with the first
+    calls: list[Callable[[], object]] = [pause, partial(time.sleep, 10_000)]
+    try:
+        line.tell(b"x")
+        list(map(call, calls))
+    except (TaskCancelledError, TimeLimitError):
+        line.tell(b"told")
+        raise
+
+
+def test_a_signal_that_comes_as_a_call_begins_to_block_is_repeated(make_pool: MakePool, make_line: MakeLine) -> None:
+    """Python looks for signals before it enters a call that blocks, and none may be lost in between."""
+    line = make_line()
+    pool = make_pool(1)
+    before = pool.apply(worker_pid)
+    future = pool.submit(miss_the_first, line)
+    assert line.await_told(1) == b"x"
+    time.sleep(BRIEF)  # it passes also where the signal comes too early for what it is about
+    assert future.cancel(running=True)
+    limited = pool.options(soft_time_limit=BRIEF).submit(miss_the_first, line)
+    with pytest.raises(TimeLimitError):
+        limited.result(PATIENCE)
+    assert line.await_told(9) == b"toldxtold"
+    assert pool.apply(worker_pid) == before
 
 
 def test_it_is_the_same_with_every_start_method(make_pool: MakePool, start_method: str) -> None:

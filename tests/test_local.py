@@ -554,7 +554,7 @@ def _items_with(descriptors: int) -> BatchJob:
     function = Definition(1, DefinitionKind.NAMED, Payload(b""))
     sink: Any = None
     job = BatchJob(Encoder(), function, sink, items=None, unit=1, chunk=1, star=False, visible=True)
-    job.prepared = dict.fromkeys(range(4000), Payload(b"", descriptors=_numbers(descriptors)))
+    job.prepared.payloads = dict.fromkeys(range(4000), Payload(b"", descriptors=_numbers(descriptors)))
     return job
 
 
@@ -641,7 +641,7 @@ def test_small_payloads_travel_together(size: int) -> None:
     engine = LocalEngine(multiprocessing.get_context("fork"))
     payload = Encoder().dumps(bytes(size))
     job = _items_with(0)
-    job.prepared = dict.fromkeys(range(4000), payload)
+    job.prepared.payloads = dict.fromkeys(range(4000), payload)
     body = job.build(0, 4000, set(), engine.body_room)
     message, descriptors = _pack(body)
     assert (body.units + 1) * (size + 100) > engine.body_room
@@ -658,10 +658,10 @@ def test_only_what_cannot_go_by_itself_takes_descriptors_of_the_programs(monkeyp
     monkeypatch.setattr(_slab, "HIGHEST", 3)
     monkeypatch.setattr(_slab, "LOWEST", 0)
     job = _items_with(0)
-    job.prepared = dict.fromkeys(range(4000), bytes(4_000))
+    job.prepared.payloads = dict.fromkeys(range(4000), bytes(4_000))
     with pytest.raises(OSError, match="as many descriptors as they may"):
         _pack(job.build(0, 4000, set(), 1 << 18))
-    job.prepared[0] = bytes(100_000)
+    job.prepared.payloads[0] = bytes(100_000)
     message, descriptors = _pack(job.build(0, 1, set(), 1 << 18))
     assert len(message) < 100
     assert len(descriptors) == 1

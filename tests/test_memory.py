@@ -108,9 +108,8 @@ def test_it_is_looked_after_each_unit_that_is_committed() -> None:
 
         next_unit = 0
 
-        def run(self, page: Any, function: Any, items: Any, kinds: Any, values: list[Any]) -> tuple[Any]:
-            assert not kinds
-            return (function(items[page.claimed]),)
+        def run(self, page: Any, function: Any, items: Any, values: list[Any]) -> tuple[Any]:
+            raise AssertionError("more than one unit at a time")
 
         def append(self, status: int, data: Any) -> bool:
             steps.append(data)

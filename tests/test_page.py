@@ -23,6 +23,8 @@ from forks import exit_code, fork_child, open_descriptors, run_in_child
 from interruptions import Interrupted
 from pairpool import _descriptors, _framing_py, _page
 from pairpool._page import Page, Phase
+from pairpool._sharing_py import LONGEST_KEPT
+from tasks import Odd
 from twins import TWINS, ticking
 
 twin = twins.twin  # the fixture
@@ -99,10 +101,29 @@ def test_units_are_run_in_order(parent: Page, worker: Page, count: int) -> None:
     worker.begin(7, count)
     assert worker.claim() == 0
     values: list[Any] = []
-    worker.run(lambda item: (item, parent.read()[:3]), [f"item {number}" for number in range(count)], values)
+    items = [f"item {number}" for number in range(count)]
+    assert worker.run(lambda item: f"{item} of {parent.read()[:3]}", items, values) is None
 
-    assert values == [(f"item {number}", (7, number, Phase.UNPICKLING)) for number in range(count)]
+    assert values == [f"item {number} of {(7, number, Phase.UNPICKLING)}" for number in range(count)]
     assert worker.claim() == -1
+    assert items == [None] * count
+
+
+@pytest.mark.parametrize("at", [0, 1, 9])
+@pytest.mark.parametrize("other", [[], "x" * LONGEST_KEPT, 1j, Odd()], ids=type)
+def test_a_value_that_may_change_is_the_last(worker: Page, at: int, other: Any) -> None:
+    """Somebody pickles it, and those after it run then."""
+    worker.begin(7, 10)
+    worker.claim()
+    values: list[Any] = []
+    left = worker.run(lambda number: other if number == at else number, range(10), values)
+    assert left is not None
+    assert left[0] is other
+    assert values == [*range(at)]
+    values.append("pickled")
+    if worker.claim() >= 0:
+        assert worker.run(abs, range(10), values) is None
+    assert values == [*range(at), "pickled", *range(at + 1, 10)]
 
 
 @pytest.mark.parametrize("at", [0, 1, 9])

@@ -26,6 +26,7 @@ from pairpool._slab import Arena
 from pairpool._worker import _PickleCodec
 from pairpool.engines.threads import ThreadPage
 from receiving import PATIENCE
+from tasks import Odd
 
 MakePool = Callable[..., Any]
 
@@ -160,16 +161,6 @@ def note_or_raise(item: list[Any]) -> None:
 def note_or_raise_of(number: int, path: str) -> None:
     """As `note_or_raise`."""
     note_or_raise([number, path])
-
-
-class Unhashable(type):
-    """Of classes that no set can have."""
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-class Odd(metaclass=Unhashable):
-    """One of these."""
 
 
 def odd(_: object) -> Odd:

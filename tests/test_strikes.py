@@ -24,6 +24,7 @@ from interruptions import Interrupted, Interruption
 from pairpool import _namespaces
 from pairpool._codec import Encoder
 from pairpool._feeder import CLOSED, Feeder
+from pairpool._prepared import Prepared
 from pairpool._remote_errors import decode_error, encode_error
 
 MAIN = vars(sys.modules["__main__"])
@@ -129,7 +130,7 @@ def test_a_module_whose_import_it_strikes_is_imported_later(tmp_path: Path, monk
 def feeder_of(items: Any) -> Feeder:
     """Make a feeder to which nobody listens."""
     dispatcher: Any = SimpleNamespace(encoder=Encoder(), starving=False, drain=lambda: None)
-    job: Any = SimpleNamespace(unit=1)
+    job: Any = SimpleNamespace(unit=1, prepared=Prepared(), plan=SimpleNamespace(unit_ns=1))
     return Feeder(dispatcher, job, items)
 
 
@@ -165,7 +166,7 @@ def test_what_is_raised_after_the_last_item_is_no_items_error() -> None:
         entries += units
         raise OSError("of somebody")
 
-    feeder._dispatcher.encoder = SimpleNamespace(dumps_each=dumps_each)
+    feeder._dispatcher.encoder = SimpleNamespace(dumps_each=dumps_each, dumps_together=lambda _: None)
     with pytest.raises(OSError, match="of somebody"):
         feeder.feed()
     assert feeder.fresh == [[1], [2]]

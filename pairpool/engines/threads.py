@@ -77,11 +77,13 @@ class ThreadPage:
             return -1
         return unit
 
-    def run(self, function: Callable[[Any], Any], items: Sequence[Any], values: list[Any]) -> None:
+    def run(self, function: Callable[[Any], Any], items: Sequence[Any], values: list[Any]) -> tuple[Any] | None:
+        """Runs units as `Page.run` does; values are not copied, so each may be what it will be."""
         unit = len(values)
         while unit >= 0:
             values.append(function(items[unit]))
             unit = self.claim()
+        return None
 
     def running(self) -> None: ...
     def next_item(self) -> None: ...
