@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import statistics
 import time
 
 from benchmarks._harness import Case, Setting, Target
@@ -10,6 +11,7 @@ from benchmarks.rivals import STDLIB, Rival
 from benchmarks.work import compute, increment, now
 
 ITEM = 0.0002  # seconds
+LONG = 0.001  # seconds
 SHORTEST = 0.0002  # seconds that the shortest of the heavy-tailed items takes
 SLOW = 0.5  # seconds
 AHEAD = 0.05  # seconds after which a map is well under way
@@ -68,6 +70,26 @@ def single_beside_map(rival: Rival, setting: Setting) -> float:
     return (started - called) * 1000
 
 
+def single_beside_long_items(rival: Rival, setting: Setting) -> float:
+    """From the call of `apply_async` to the start of that one item, beside a map of items of a millisecond.
+
+    The median of 20, made one after another, 10 ms apart. The map is in default chunks, and begun by `map_async`.
+    """
+    pool = rival.open(setting.workers)
+    pool.map(compute, [LONG] * 100)
+    wait_for_map = pool.map_async(compute, [LONG] * setting.less(1000 * setting.workers))
+    time.sleep(setting.shorter(AHEAD))
+    waits = []
+    for _ in range(setting.less(20)):
+        called = time.perf_counter()
+        started: float = pool.call_later(now)()
+        waits.append((started - called) * 1000)
+        time.sleep(setting.shorter(0.01))
+    wait_for_map()
+    pool.close()
+    return statistics.median(waits)
+
+
 def quick_beside_slow(rival: Rival, setting: Setting) -> float:
     """The time until 1 000 tiny calls are done, amid which is one of half a second, which does not count."""
     count = setting.less(1000) // 2
@@ -96,5 +118,6 @@ CASES = (
     ),
     Case("heavy-tailed durations", "share of ideal", heavy_tail, more_is_better=True, targets=(Target(0.98),)),
     Case("start of one item beside a map of a million", "ms", single_beside_map),
+    Case("start of one item beside a map of long items", "ms", single_beside_long_items),
     Case("1 000 tiny calls beside a slow one", "ms", quick_beside_slow),
 )

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pairpool import errors
 from pairpool._bounds import size_of
 from pairpool._codec import Payload
-from pairpool._pacing import DEPTH, MAX_UNITS
+from pairpool._pacing import DEPTH, MAX_UNITS, at_most
 from pairpool._packet import GROUP
 from pairpool._prepared import Group
 from pairpool._size import transit_limit
@@ -134,7 +134,7 @@ class Feeder:
     def _appetite(self, slots: int) -> int:
         """Units to keep ready: what all slots may hold, and as much again."""
         unit_ns = self.job.plan.unit_ns
-        depth = DEPTH // unit_ns if unit_ns else 1
+        depth = at_most(self.job.plan) * DEPTH // unit_ns if unit_ns else 1
         return 2 * slots * max(1, min(depth, MAX_UNITS))
 
     def nudge(self) -> None:
@@ -211,8 +211,8 @@ class Feeder:
         weight = self._weight
         if self._paced:
             weight += size_of(entries[:number])
-        else:
-            weight += sum([size_of((last,)) for last in entries[-1 - over :] if type(last) is Payload and last.large])
+        elif number and type(entries[-1 - over]) is Payload and entries[-1 - over].large:
+            weight += size_of((entries[-1 - over],))
         fresh, units = self.fresh, self._units
         # commit
         if over:  # else it may be over already, if the job is

@@ -549,8 +549,8 @@ static int is_first(struct walk *walk, PyObject *container) {
     return --walk->left >= 0;
 }
 
-/* Whether a value consists of atoms, and of containers none of which is reached in two ways. `alone`: what holds it has no
-   other reference to it than this one, and so on up to the whole. */
+/* Whether a value consists of atoms, and of containers none of which is reached in two ways. `alone`: nobody else has a
+   reference to what holds it. */
 static int is_tree(struct walk *walk, PyObject *value, int alone, int depth) {
     Py_ssize_t length = PyUnicode_CheckExact(value) ? PyUnicode_GetLength(value)
                         : PyBytes_CheckExact(value) ? PyBytes_Size(value)
@@ -581,8 +581,8 @@ static int is_tree(struct walk *walk, PyObject *value, int alone, int depth) {
     return 1;
 }
 
-/* Whether a value is small, and will be what it is when what runs next has run: it consists of atoms, and of containers to
-   which nobody but the caller has a reference, who has one. */
+/* Whether a value is small, and will be what it is when what runs next has run: it consists of atoms, and of containers
+   that nobody else has a reference to. The caller has one. */
 static int is_settled(PyObject *value, Py_ssize_t most_parts) {
     struct walk walk = {.parts = most_parts};
     return is_tree(&walk, value, 1, 0);
@@ -686,8 +686,7 @@ static void let_others_in(uint64_t when, uint64_t *turn) {
     }
 }
 
-/* The value of a unit; NULL: an exception is set. A list does not keep the item: what the function adds to it goes with
-   it. */
+/* The value of a unit; NULL: an exception is set. A list does not keep the item: what is added to it goes with it. */
 static PyObject *run_unit(PyObject *function, PyObject *items, long unit) {
     PyObject *item = PySequence_GetItem(items, unit);
     if (item != NULL && PyList_CheckExact(items))

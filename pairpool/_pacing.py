@@ -10,8 +10,12 @@ TARGET_ALONE = 1_000_000
 TARGET_TOGETHER = 4_000_000
 SHORTEST = 30_000  # ns below which a packet is not made shorter only to share work out evenly
 DEPTH = 12_000_000  # ns of work a slot may hold: two or three GIL switch intervals (5 ms each)
+# Times as long, and as deep, where nobody waits for a single result, and no other job waits: what is in the way of one
+# that comes is taken back (_balance.py).
+UNDISTURBED = 4
 UNKNOWN_LOAD = DEPTH // 2  # ns assumed of the first packets of a job
 LATE = 1_000_000  # ns beyond twice its estimate after which a packet is looked at
+SHORT_WAIT = 2_000_000  # ns of others' work that the first packet of a job is queued behind
 STUCK = 4 * DEPTH  # ns of load from which on a late packet is stuck: no mere pause of a busy machine
 PATIENCE_LIMIT = 64_000_000  # ns, the longest time between two looks at one packet
 ASLEEP = 1_000_000_000  # ns for which a packet lies before a worker that has nothing else to do until that is asleep
@@ -26,15 +30,27 @@ def target(job: Job) -> int:
     return TARGET_ALONE if job.visible else TARGET_TOGETHER
 
 
-def units_at_once(job: Job, slots: int) -> int:
-    """Units that the next packet of a job should have."""
+def at_most(job: Job) -> int:
+    """How many times as much of a job may be sent as where other jobs wait."""
+    return 1 if job.visible else UNDISTURBED
+
+
+def precedence(job: Job) -> int:
+    """Of jobs with as little of this as another, the one whose turn it is comes first."""
+    if not job.in_turn:
+        return 0
+    return 2 if job.in_flight else 1
+
+
+def units_at_once(job: Job, slots: int, times: int) -> int:
+    """Units that the next packet of a job should have. `times`: as many as elsewhere."""
     if not job.unit_ns:
         return 1
     fair_share = job.waiting // (slots << job.closed)
     shortest = SHORTEST // job.unit_ns
     if not job.settled:  # the estimate is that of an earlier job: all slots begin, in case that it is wrong
         shortest = min(shortest, -(-job.ready // slots))
-    return max(1, min(job.grown, target(job) // job.unit_ns, max(fair_share, shortest)))
+    return max(1, min(job.grown, times * target(job) // job.unit_ns, max(fair_share, shortest)))
 
 
 def load(job: Job, units: int) -> int:
@@ -61,12 +77,13 @@ def gathers(job: Job, slot: Slot) -> bool:
     )
 
 
-def fits(job: Job, slot: Slot) -> bool:
-    """Whether a busy slot has room for a packet of a job.
+def fits(job: Job, slot: Slot, times: int) -> bool:
+    """Whether a busy slot has room for a packet of a job. `times`: as much as elsewhere.
 
     A unit that alone fills a slot's depth is not queued behind others: it would only have to be recalled.
     """
-    return slot.load <= DEPTH - (job.unit_ns or UNKNOWN_LOAD)
+    unit_ns = job.unit_ns or UNKNOWN_LOAD
+    return unit_ns < DEPTH and slot.load <= times * DEPTH - unit_ns
 
 
 def may_have_room(slot: Slot) -> bool:

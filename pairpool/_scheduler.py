@@ -11,9 +11,10 @@ through one slot.
   not run dry while the caller computes in Python and nobody refills it (two or three GIL switch intervals).
 - **Packets adapt.** A job begins with one unit a packet; they grow while they take less than their target.
 - **Nothing strands.** When a slot has nothing to do and nobody waits, the packets queued at another slot are
-  recalled, and the tail of a packet that runs late is cut off. Both are safe because each packet, and each
-  unit of one, is taken by exactly one of worker and parent (see _page.py and engines/local.py).
-- **Fair.** Jobs with waiting units take turns, packet by packet.
+  recalled, and the tail of a packet that runs late is cut off (_balance.py). Both are safe because each packet, and
+  each unit of one, is taken by exactly one of worker and parent (see _page.py and engines/local.py).
+- **Fair.** Jobs with waiting units take turns, packet by packet; and one of which nothing is under way does not wait
+  for what others have queued.
 
 Guarantees
 ==========
@@ -39,7 +40,8 @@ from typing import Any
 
 from pairpool import _pacing
 from pairpool._backlog import Backlog
-from pairpool._pacing import LATE, MAX_UNITS, PATIENCE_LIMIT, STUCK
+from pairpool._balance import Balance
+from pairpool._pacing import LATE, MAX_UNITS
 from pairpool._ranges import Range, including, sum_of
 from pairpool._roster import Events, Roster
 from pairpool._states import (
@@ -59,7 +61,7 @@ from pairpool._states import (
 CANDIDATES = 8  # waiting jobs looked at for one choice: the first few are refused only where slots are deep
 
 
-class Scheduler:
+class Scheduler(Balance):
     """All jobs, slots and packets of one pool.
 
     Methods named after an event take the queue that it came from: its first entry is removed in the commit.
@@ -87,22 +89,28 @@ class Scheduler:
         if self.changed:
             self.roster.file()
         reserved: tuple[Slot, ...] = ()
-        for job in islice(self.waiting.values(), CANDIDATES):
+        alone = len(self.waiting) == 1
+        for job in sorted(islice(self.waiting.values(), CANDIDATES), key=_pacing.precedence):
+            times = _pacing.at_most(job) if alone else 1
             slot = self.roster.roomiest(reserved)
             if slot is None:
                 return None
             if slot.state is SlotState.BUSY:
                 if not _pacing.may_send_ahead(job, len(self.slots)) or _pacing.gathers(job, slot):
                     continue
-                if not _pacing.fits(job, slot):
+                if not _pacing.fits(job, slot, times):
                     # Its turn, but no room yet. Were a slot refilled by those after it, there might never be.
                     awaited = job.awaited
                     if awaited is None or not _pacing.may_have_room(awaited):
                         job.awaited = awaited = slot
+                    self.make_way(job, awaited)
                     reserved += (awaited,)
                     continue
+                if self.make_way(job, slot):
+                    reserved += (slot,)  # until it was taken back
+                    continue
             first, stop = job.returned[0] if job.returned else (job.next, job.ready)
-            limit = min(_pacing.units_at_once(job, len(self.slots)), stop - first)
+            limit = min(_pacing.units_at_once(job, len(self.slots), times), stop - first)
             if slot.budget is not None:
                 limit = min(limit, slot.budget)
             return Choice(slot, job, first, limit)
@@ -148,6 +156,7 @@ class Scheduler:
         job.returned = returned
         job.in_flight += 1
         job.awaited = None
+        job.in_turn = True
         del self.waiting[job.ident]
         if waits:
             self.waiting[job.ident] = job  # at the end: the others' turn first
@@ -214,7 +223,7 @@ class Scheduler:
         delivery = tuple([(Action.DELIVER, job.ident, record) for record in records])
         if done >= packet.count:
             grown = job.grown
-            if ran_ns < _pacing.target(job):
+            if ran_ns < _pacing.at_most(job) * _pacing.target(job):
                 grown = max(grown, min(_pacing.GROWTH * packet.count, MAX_UNITS))
             self._settle(
                 packet,
@@ -330,6 +339,8 @@ class Scheduler:
         job, slot = packet.job, packet.slot
         state = PACKET_TRANSITIONS[packet.state][PacketEvent.CUT]
         kept = min(kept, packet.count)
+        load = min(packet.load, _pacing.load(job, kept))
+        less = packet.load - load
         known = job.ident in self.jobs and kept < packet.count
         returned = including(job.returned, (back,)) if known else ()
         budget = slot.budget
@@ -338,6 +349,8 @@ class Scheduler:
         # commit
         packet.state = state
         packet.count = kept
+        packet.load = load
+        slot.load -= less
         slot.budget = budget
         self.changed[slot.ident] = slot
         if known:
@@ -378,72 +391,3 @@ class Scheduler:
         first = packet.first + begun
         back = (first, stop) if first < stop else None
         self._settle(packet, PacketEvent.DOWN, delivery, back, now, None, settled=begun - packet.done)
-
-    # -- balance ---------------------------------------------------------------------------------------------
-
-    def steal(self) -> None:
-        """Recalls the packets queued at the most loaded slot, where another idles and nobody waits."""
-        if not self.may_steal or self.waiting:
-            return
-        self.roster.file()
-        crowded = self.roster.crowded
-        if not self.roster.idle or not crowded:
-            self.may_steal = False
-            return
-        victim = max(crowded.values(), key=lambda slot: slot.load)
-        # commit
-        victim.recalled = True
-        self.changed[victim.ident] = victim
-        self.actions += ((Action.RECALL, victim.ident),)
-
-    def starving(self) -> bool:
-        """Whether a slot idles that a waiting unit would be given to at once."""
-        self.roster.file()
-        return not self.waiting and bool(self.roster.idle or self.roster.fresh)
-
-    def late(self, now: int) -> None:
-        """Has packets looked at that take longer than thought.
-
-        A look brings the results which the worker has committed but not yet sent; where a slot idles, or this one
-        retires, it also claims the tail back, so that a slow unit strands nobody. From a slot that is stuck the tail
-        and the queue are taken in any case: where other slots never idle they might wait there for ever.
-        """
-        if self.look_at is None or now < self.look_at:
-            return
-        self.roster.file()
-        idle = not self.waiting and bool(self.roster.idle)
-        earliest: int | None = None
-        for slot in self.slots.values():
-            for head in slot.packets.values():
-                if head.look_at and head.look_at <= now:
-                    self._look(slot, head, idle or slot.state is SlotState.RETIRING, now)
-                if head.look_at and (earliest is None or head.look_at < earliest):
-                    earliest = head.look_at
-                break
-        self.look_at = earliest
-
-    def _look(self, slot: Slot, head: Packet, cut: bool, now: int) -> None:
-        """A packet is late: it is taken to need as long again as it has run."""
-        load = max(head.load, 2 * (now - head.since))
-        more = load - head.load
-        patience = min(2 * head.patience, PATIENCE_LIMIT)
-        stuck = load > STUCK
-        look_at = now + patience
-        actions: tuple[tuple[Any, ...], ...] = ()
-        if head.count - head.done > 1:
-            actions = ((Action.LOOK, slot.ident, head.ident, cut or stuck),)
-        elif stuck or len(slot.packets) == 1:
-            look_at = 0  # nothing to gain: there is nothing to cut, and behind such a load nothing more is queued
-        untaken = len(slot.packets) > 1 or 0 < slot.allowance <= now - head.since  # there may be something that is
-        recall = stuck and untaken and not slot.recalled
-        if recall:
-            actions += ((Action.RECALL, slot.ident),)
-        # commit
-        head.patience = patience
-        head.look_at = look_at
-        head.load = load
-        slot.load += more
-        self.changed[slot.ident] = slot
-        if recall:
-            slot.recalled = True
-        self.actions += actions

@@ -131,6 +131,9 @@ class Job:
     unit_ns: int = 0  # estimate of a unit's running time; 0 = not known
     grown: int = 1  # units a packet may have by now
     awaited: Slot | None = None  # is not refilled by others until a packet of this one fits
+    in_turn: bool = (
+        True  # False: it is the next, what stood in its way was taken back since nothing of it was under way
+    )
 
     @property
     def waiting(self) -> int:

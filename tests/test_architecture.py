@@ -53,7 +53,7 @@ STOREYS = {
         "_runner _units _interrupts _memory _worker", "errors words descriptors framing transport pickling"
     ),
     "zygote": Storey("_orders _surroundings _nursery _birth _zygote", "errors descriptors worker", doors="_zygote"),
-    "scheduler": Storey("_scheduler _backlog _roster _pacing _ranges _limits _respawn", "words"),
+    "scheduler": Storey("_scheduler _balance _backlog _roster _pacing _ranges _limits _respawn", "words"),
     "jobs": Storey(
         "_jobs _body _bounds _refusals _record _prepared _terms _feeder",
         "errors words descriptors pickling worker scheduler",

@@ -7,8 +7,18 @@ from itertools import pairwise
 import pytest
 
 from bench import MICROSECOND, MILLISECOND, Bench
-from pairpool._pacing import DEPTH, GROWTH, LEARNING, MAX_UNITS, SHORTEST, TARGET_ALONE, TARGET_TOGETHER
-from pairpool._states import Action, Packet, PacketEvent
+from pairpool._pacing import (
+    DEPTH,
+    GROWTH,
+    LEARNING,
+    MAX_UNITS,
+    SHORT_WAIT,
+    SHORTEST,
+    TARGET_ALONE,
+    TARGET_TOGETHER,
+    UNDISTURBED,
+)
+from pairpool._states import Action, Job, Packet, PacketEvent
 from simulated import SimulatedPool
 from simulated_workers import SimulatedJob, SimulatedWorker
 
@@ -61,6 +71,84 @@ def test_short_units_of_an_open_job_go_ahead_together() -> None:
     assert [packet.count for packet in bench.send()] == [1]
 
 
+def deep(bench: Bench, unit_ns: int, *, visible: bool = False) -> Job:
+    """Have all slots of a bench hold as much of a job of a million units as they may."""
+    job = bench.job(1, 1_000_000, unit_ns=unit_ns, visible=visible)
+    job.grown = MAX_UNITS
+    bench.send()
+    return job
+
+
+def test_a_job_that_comes_is_the_next() -> None:
+    """What others have queued at a slot is taken back for it, and the rest of what runs there."""
+    bench = Bench(2)
+    long = deep(bench, MILLISECOND)
+    short = bench.job(2, 2, unit_ns=MILLISECOND)
+    assert bench.send() == []
+    recall, look = bench.taken()
+    slot = bench.scheduler.slots[recall[1]]
+    head, *queued = slot.packets.values()
+    assert sum(packet.load for packet in queued) > DEPTH
+    assert (recall, look) == ((Action.RECALL, slot.ident), (Action.LOOK, slot.ident, head.ident, True))
+    assert bench.send() == []  # it is being taken back
+    assert bench.taken() == []
+    for packet in queued:
+        bench.scheduler.came_back(packet, PacketEvent.RECALL, bench.now, None)
+    bench.scheduler.cut(head, 3, bench.now, None)
+    assert slot.load == head.load == 3 * MILLISECOND
+    first, *others = bench.send()
+    assert (first.job, first.slot) == (short, slot)
+    assert long in {packet.job for packet in others}
+    assert [*slot.packets.values()][:2] == [head, first]
+
+
+def test_who_comes_does_not_take_the_turn_of_others() -> None:
+    """Of each job that is queued at a slot more has to be under way; and a slot is soon there for it, or it waits."""
+    bench = Bench(1)
+    deep(bench, MILLISECOND)
+    second = bench.job(2, 1, unit_ns=MILLISECOND)
+    bench.send()
+    assert len(bench.taken()) == 2
+    head, *queued = bench.slots[0].packets.values()
+    for packet in queued:
+        bench.scheduler.came_back(packet, PacketEvent.RECALL, bench.now, None)
+    bench.scheduler.cut(head, 1, bench.now, None)
+    bench.send()
+    assert second.in_flight == 1
+    bench.job(3, 1, unit_ns=MILLISECOND)
+    bench.send()
+    assert bench.taken() == []
+
+
+def test_nobody_makes_way_where_there_is_little_to_wait_for() -> None:
+    """To take it back costs more than the wait."""
+    bench = Bench(1)
+    job = bench.job(1, 10, unit_ns=SHORT_WAIT // 10)
+    job.grown = MAX_UNITS
+    bench.send()
+    short = bench.job(2, 1, unit_ns=MILLISECOND)
+    bench.send()
+    assert short.in_flight == 1
+    assert bench.taken() == []
+
+
+def test_where_others_wait_slots_are_less_deep() -> None:
+    """A job alone whose results are awaited together has more at each slot, in longer packets."""
+    bench = Bench(1)
+    deep(bench, MILLISECOND)
+    alone = [packet.load for packet in bench.slots[0].packets.values()]
+    assert (alone[0], sum(alone)) == (UNDISTURBED * TARGET_TOGETHER, UNDISTURBED * DEPTH)
+    bench = Bench(1)
+    bench.job(2, 1_000_000, unit_ns=MILLISECOND, visible=False).grown = MAX_UNITS
+    deep(bench, MILLISECOND)
+    beside = [packet.load for packet in bench.slots[0].packets.values()]
+    assert beside[0] == TARGET_TOGETHER
+    assert sum(beside) <= DEPTH + TARGET_TOGETHER
+    bench = Bench(1)
+    deep(bench, MILLISECOND, visible=True)
+    assert sum(packet.load for packet in bench.slots[0].packets.values()) == DEPTH
+
+
 def test_jobs_take_turns() -> None:
     """Jobs with waiting units are given packets one after another."""
     bench = Bench(1)
@@ -69,7 +157,7 @@ def test_jobs_take_turns() -> None:
     assert [packet.job.ident for packet in bench.send()][:6] == [1, 2, 3, 1, 2, 3]
 
 
-@pytest.mark.parametrize(("visible", "target"), [(True, TARGET_ALONE), (False, TARGET_TOGETHER)])
+@pytest.mark.parametrize(("visible", "target"), [(True, TARGET_ALONE), (False, UNDISTURBED * TARGET_TOGETHER)])
 def test_packets_grow_while_they_are_short(visible: bool, target: int) -> None:
     """Packets begin with one unit and grow until one takes about as long as it should; slow units go one by one."""
     bench = Bench(1)
@@ -79,10 +167,10 @@ def test_packets_grow_while_they_are_short(visible: bool, target: int) -> None:
         packet = bench.send()[0]
         sizes.append(packet.count)
         for each in bench.slots[0].packets.copy().values():
-            bench.finish(each, unit_ns=MICROSECOND)
+            bench.finish(each, unit_ns=10 * MICROSECOND)
     assert sizes[0] == 1
     assert all(1 < larger / smaller <= GROWTH for smaller, larger in pairwise(sizes[:4]))
-    assert sizes[-1] == target // MICROSECOND
+    assert sizes[-1] == target // (10 * MICROSECOND)
     slow = bench.job(2, 100, visible=visible)
     slow.unit_ns, slow.grown = target + 1, MAX_UNITS
     bench.scheduler.backlog.remove(bench.scheduler.jobs[1])
@@ -257,12 +345,14 @@ def test_nothing_stays_behind_a_unit_that_hangs() -> None:
     hung, busy = warm_up(pool, endless)
     pool.submit(short, 1, closed=True)
     while short.plan.in_flight == 0:
-        go_on(pool, hung)
-        go_on(pool, busy)
+        for worker in (hung, busy):
+            worker.step()
+            while not worker.running:
+                pool.now += worker.step() or 0
+            worker.receive(len(worker.channel))
+        pool.digest()
     if short.plan.ident not in [packet.job.ident for packet in pool.scheduler.slots[hung.slot].packets.values()]:
         hung, busy = busy, hung
-    while not hung.running:
-        hung.step()
     at = pool.now
     while not short.finished:
         go_on(pool, busy)
