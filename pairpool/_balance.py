@@ -33,11 +33,11 @@ class Balance:
     def make_way(self, job: Job, slot: Slot) -> bool:
         """Takes back what a job of which nothing is under way would wait for at a slot, but for the unit that runs.
 
-        Not where somebody else would lose all that he has under way: his turn would be over before it came. (What is
-        taken back may be the first packet, too, where the worker has not taken that yet.) Returns whether there is
-        something to be taken back.
+        Not where somebody else would lose all that he has under way: his turn would be over before it came. And once
+        between two answers of a slot, or jobs might take from each other for ever what no worker has taken yet.
+        Returns whether there is something to be taken back.
         """
-        if job.in_flight or not job.in_turn or slot.load <= SHORT_WAIT:
+        if job.in_flight or not job.in_turn or slot.gave_way or slot.load <= SHORT_WAIT:
             return False
         packets = [*slot.packets.values()]
         head, queued = packets[0], len(packets) > 1
@@ -51,6 +51,7 @@ class Balance:
         # commit
         job.in_turn = False
         slot.recalled = True
+        slot.gave_way = True
         self.changed[slot.ident] = slot
         self.actions += actions
 

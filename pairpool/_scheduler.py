@@ -244,6 +244,7 @@ class Scheduler(Balance):
         # commit
         packet.state = state
         packet.done = done
+        packet.slot.gave_way = False
         job.settled = settled
         job.unit_ns = unit_ns
         job.returned = returned
@@ -298,6 +299,7 @@ class Scheduler(Balance):
             heads = iter(slot.packets.values())
             if next(heads) is packet:
                 self._watch(next(heads), now, alone=len(slot.packets) == 2)
+        gave_way = slot.gave_way and why is not PacketEvent.FINISH
         others = len(self.packets) > 1
         look_at = self.look_at if others else None
         may_steal = others and (drained or self.may_steal)
@@ -311,6 +313,7 @@ class Scheduler(Balance):
         slot.state = state
         slot.load -= packet.load
         slot.size -= packet.size
+        slot.gave_way = gave_way
         slot.budget = budget
         self.changed[slot.ident] = slot
         job.in_flight -= 1

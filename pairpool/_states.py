@@ -212,6 +212,7 @@ class Slot:
     load: int = 0  # ns of estimated work in flight
     size: int = 0  # bytes in flight
     recalled: bool = True  # nothing was sent since the last recall
+    gave_way: bool = False  # what was queued was taken back for a job that came, and nothing was answered since
     lain: int = 0  # ns for which packets lay there that came back untaken, since anything was answered
     asleep: bool = False  # its worker left a packet lying, and has given no sign of life since
     allowance: int = 0  # ns for which it may leave one lying before it is taken to be asleep; 0: for ever

@@ -120,6 +120,27 @@ def test_who_comes_does_not_take_the_turn_of_others() -> None:
     assert bench.taken() == []
 
 
+def test_a_slot_gives_way_once_between_two_answers() -> None:
+    """Or jobs could take from each other for ever what its worker has not taken yet."""
+    bench = Bench(1)
+    deep(bench, MILLISECOND)
+    bench.job(2, 100, unit_ns=MILLISECOND)
+    bench.send()
+    head, *queued = bench.slots[0].packets.values()
+    for packet in queued:
+        bench.scheduler.came_back(packet, PacketEvent.RECALL, bench.now, None)
+    bench.scheduler.cut(head, 1, bench.now, None)
+    bench.send()
+    assert len(bench.taken()) == 2
+    assert all(packet.job.in_flight > 1 for packet in bench.slots[0].packets.values())
+    bench.job(3, 1, unit_ns=MILLISECOND)
+    bench.send()
+    assert bench.taken() == []
+    bench.finish(head, unit_ns=MILLISECOND)
+    bench.send()
+    assert (Action.RECALL, 0) in bench.taken()
+
+
 def test_nobody_makes_way_where_there_is_little_to_wait_for() -> None:
     """To take it back costs more than the wait."""
     bench = Bench(1)
