@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from pairpool._pacing import PATIENCE_LIMIT, SHORT_WAIT, STUCK
+from pairpool._pacing import PATIENCE_LIMIT, SHORT_WAIT, STUCK, at_most
 from pairpool._roster import Roster
 from pairpool._states import Action, Job, Packet, Slot, SlotState
 
@@ -103,7 +103,7 @@ class Balance:
         load = max(head.load, 2 * (now - head.since))
         more = load - head.load
         patience = min(2 * head.patience, PATIENCE_LIMIT)
-        stuck = load > STUCK
+        stuck = load > at_most(head.job) * STUCK
         look_at = now + patience
         actions: tuple[tuple[Any, ...], ...] = ()
         if head.count - head.done > 1:

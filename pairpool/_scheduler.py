@@ -342,7 +342,11 @@ class Scheduler(Balance):
         job, slot = packet.job, packet.slot
         state = PACKET_TRANSITIONS[packet.state][PacketEvent.CUT]
         kept = min(kept, packet.count)
-        load = min(packet.load, _pacing.load(job, kept))
+        load = packet.load
+        if (
+            now - packet.since <= _pacing.load(job, kept) + LATE
+        ):  # else it is late, and nobody knows how much more it needs
+            load = min(load, _pacing.load(job, kept))
         less = packet.load - load
         known = job.ident in self.jobs and kept < packet.count
         returned = including(job.returned, (back,)) if known else ()
