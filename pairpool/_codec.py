@@ -70,6 +70,9 @@ _GLOBAL_END: Final = pickle.STACK_GLOBAL + pickle.MEMOIZE + pickle.STOP
 _WITHOUT_SLAB: Final = frozenset((bytes, memoryview))
 """As what pickles arrive that have no slab of their own."""
 
+_NUMBERS: Final = ATOMS - {str, bytes}
+"""Atoms of which none is long."""
+
 _BOUNDLESS: Final = (RecursionError, MemoryError)
 """Errors of pickling that a second attempt would only repeat."""
 
@@ -159,6 +162,18 @@ class Encoder:
         if _travels_apart(function) and len(payload.descriptors) <= bool(payload.weight):  # none but a slab's
             self._kept.keep(function, definition, pickler, by_name=kind is DefinitionKind.NAMED)
         return definition
+
+    def definition_of_plain(
+        self, function: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> Definition | None:
+        """Return the definition of a call whose arguments may be pickled later, with others'; None: one could tell."""
+        plain = not keywords and _NUMBERS.issuperset(map(type, arguments))
+        return self._kept.find(function) if plain else None
+
+    @staticmethod
+    def dumps_arguments(arguments: tuple[Any, ...]) -> bytes:
+        """Pickle the arguments of one of those alone."""
+        return pickle.dumps((arguments, {}), PROTOCOL)
 
     # Data.
 

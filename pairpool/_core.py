@@ -22,9 +22,10 @@ from operator import call
 from typing import Any, cast
 
 from pairpool import errors
+from pairpool._calls import CallJob, Sink
 from pairpool._delivered import Delivered
 from pairpool._feeder import CLOSED, Feeder
-from pairpool._jobs import BatchJob, CallJob, Sink
+from pairpool._jobs import BatchJob
 from pairpool._limits import Limits
 from pairpool._respawn import Respawn
 from pairpool._scheduler import Scheduler

@@ -41,10 +41,11 @@ from typing import Any
 
 from pairpool import errors
 from pairpool._bounds import Bound, Pending, size_of
+from pairpool._calls import Call
 from pairpool._codec import DefinitionKind, Shared
 from pairpool._exchange import Exchange
 from pairpool._feeder import Feeder
-from pairpool._jobs import NO_DEFINITION, BatchJob, Call
+from pairpool._jobs import NO_DEFINITION, BatchJob
 from pairpool._masks import blocked_signals, let_in_signals, shut_out_signals
 from pairpool._packet import OutcomeMode, Status
 from pairpool._record import Record

@@ -21,9 +21,9 @@ finds the note and records the packet: its worker is busy, and its answer comes 
 from __future__ import annotations
 
 from pairpool._answers import Answers
+from pairpool._calls import Call
 from pairpool._codec import Payload
 from pairpool._descriptors import Owner
-from pairpool._jobs import Call
 from pairpool._packet import OutcomeMode
 from pairpool._states import Sent
 from pairpool._strikes import came_from_handler

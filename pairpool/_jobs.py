@@ -1,6 +1,6 @@
 """The jobs of a pool as the dispatcher keeps them: where units come from and where their outcomes go.
 
-Two kinds. The *calls* (apply, submit): one endless job a pool, to which each call adds one unit. A *batch*
+Two kinds. The *calls* (apply, submit; _calls.py): one endless job a pool, to which each call adds one unit. A *batch*
 (the map family): one job a call, whose units come either straight from a list or range of plain values, pickled
 when a packet is built, or from a feeder, which runs the caller's iterable and reducers where that is allowed
 (see _feeder.py) and leaves payloads here.
@@ -13,22 +13,19 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from pairpool import _states
-from pairpool._body import Body, are_bytes, fitting, pack_body, riding, table, takes
-from pairpool._bounds import Pending
+from pairpool._body import Body, are_bytes, fitting, pack_body, riding, takes
 from pairpool._codec import Definition, DefinitionKind, Need, Payload, Shared
-from pairpool._descriptors import NONE_OWNED
 from pairpool._pacing import MAX_UNITS
-from pairpool._packet import TASKS_HEAD, Flag, Mode, Status
+from pairpool._packet import Flag, Mode
 from pairpool._prepared import Prepared
 from pairpool._record import Record
 from pairpool._refusals import fall_back_definitions, fallen_back
 from pairpool._terms import Terms, Tries
 
-_idents = itertools.count(1)
-_NONE_RIDE: frozenset[int] = frozenset()
+numbers = itertools.count(1)  # of jobs
 NO_DEFINITION = Definition(0, DefinitionKind.NAMED, Payload(b""))  # of a batch that is over, or cannot be sent
 
 
@@ -52,6 +49,12 @@ class Encoder(Protocol):
     def call(
         self, function: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]
     ) -> tuple[Definition | None, Payload | bytes]: ...
+    def definition_of_plain(
+        self, function: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> Definition | None:
+        """Of a call whose arguments may be pickled later, with others'; None where one could tell."""
+
+    def dumps_arguments(self, arguments: tuple[Any, ...]) -> bytes: ...
     def dumps_each(self, values: Any, payloads: list[Any]) -> None: ...
     def dumps_together(self, values: list[Any]) -> Any: ...
     def dumps_atoms(self, items: Sequence[Any]) -> Any: ...
@@ -64,16 +67,6 @@ class Encoder(Protocol):
     def are_plain(self, payloads: Any) -> bool: ...
     def size_of_large(self, payloads: Any) -> int: ...
     def decode_error(self, data: Any) -> BaseException: ...
-
-
-class Sink(Protocol):
-    """Takes the outcome of one call (see results.py)."""
-
-    def begin(self) -> bool:
-        """False where the call was cancelled: it is not to be run."""
-
-    def settle(self, status: int, payload: Any) -> None:
-        """Idempotent; runs no code of the user's."""
 
 
 class BatchSink(Protocol):
@@ -93,168 +86,6 @@ class BatchSink(Protocol):
 
     def fail(self, error: BaseException) -> None:
         """No more outcomes will come. Idempotent."""
-
-
-class Call(NamedTuple):
-    definition: Definition | None
-    payload: Payload | bytes | BaseException  # an error: the arguments could not be pickled
-    sink: Sink
-    terms: Terms | None = None
-    pending: Pending | None = None  # which counts it
-
-
-class CallJob:
-    """All calls of a pool, in the order in which they were made."""
-
-    def __init__(self, encoder: Encoder) -> None:
-        self.plan = _states.Job(next(_idents), visible=True)
-        self.ident = self.plan.ident
-        self._encoder = encoder
-        self.incoming: list[Call] = []  # made, not yet numbered; any thread appends
-        self.calls: dict[int, Call] = {}  # by unit, until settled
-        self.unreceived: dict[int, int] = {}  # units that a worker could not receive, and the packet
-        self.records: deque[Record] = deque()  # outcomes not yet handed to their sinks
-        self.tries = Tries()
-
-    def build(self, first: int, limit: int, known: set[int], room: int) -> Body:
-        definitions: dict[int, Definition] = {}
-        names: list[int] = []
-        filters: list[int] = []
-        limit_ns = 0
-        payloads: list[Payload | bytes] = []
-        usual: Definition | None = None  # the latest, of which there is nothing more to be seen to
-        for unit in range(first, first + limit):
-            definition, payload, sink, terms, _ = self.calls[unit]
-            if isinstance(payload, BaseException) or not sink.begin():
-                names.append(0)
-                filters.append(0)
-                payloads.append(self._encoder.nothing)
-                continue
-            room -= takes(payload)
-            fresh = {}
-            filter_ = None if terms is None else terms.filter
-            if definition is not usual or filter_ is not None or (isinstance(payload, Payload) and payload.uses):
-                named = [each for each in (definition, filter_) if each is not None]
-                for carried in riding(known, named, (payload,)):
-                    if carried.ident not in definitions:
-                        fresh[carried.ident] = carried
-                        room -= takes(carried.payload)
-            if room < 0 and payloads:
-                break
-            if fresh:
-                definitions |= fresh
-            usual = definition
-            names.append(0 if definition is None else definition.ident)
-            filters.append(0 if filter_ is None else filter_.ident)
-            if terms is not None and terms.first_limit_ns:
-                limit_ns = min(limit_ns or terms.first_limit_ns, terms.first_limit_ns)
-            payloads.append(payload)
-        return pack_body(
-            self._encoder,
-            Mode.CALLS,
-            Flag.VISIBLE,
-            0,
-            0,
-            first,
-            definitions.values(),
-            [table(names)],
-            payloads,
-            filters=filters,
-            limit_ns=limit_ns,
-        )
-
-    def lone_body(self, call: Call, known: set[int], room: int) -> Body | None:
-        """What a packet has that carries the call next to be numbered; None where more goes with it than arguments."""
-        definition, payload, descriptors = call.definition, call.payload, NONE_OWNED
-        if isinstance(payload, Payload):
-            if payload.needs or payload.uses:
-                return None
-            payload, descriptors = payload.data, payload.descriptors
-        if isinstance(payload, BaseException) or len(payload) > room:
-            return None
-        if call.terms is not None or call.pending is not None:
-            return None
-        if definition is not None and definition.ident not in known:
-            return None
-        flags = Flag.VISIBLE | Flag.DESCRIPTORS if descriptors else Flag.VISIBLE
-        name = 0 if definition is None else definition.ident
-        buffers = [TASKS_HEAD.pack(Mode.CALLS, flags, 0, 1, 0, 0, self.plan.ready), name.to_bytes(8, "little"), payload]
-        if descriptors:
-            buffers.insert(1, len(descriptors).to_bytes(2, "little"))
-        return Body(1, buffers, descriptors, _NONE_RIDE, ())
-
-    def digest(self) -> None:
-        """Hands the recorded outcomes to their sinks."""
-        records, calls = self.records, self.calls
-        while records:
-            for unit, status, payload in records[0].outcomes():
-                call = calls.get(unit)
-                if call is None:
-                    continue  # settled when this was interrupted
-                _, sent, sink, terms, pending = call
-                if isinstance(sent, BaseException):
-                    sink.settle(Status.ERROR, sent)
-                else:
-                    sink.settle(status, payload)
-                    if type(sent) is Payload and sent.descriptors:
-                        sent.close()
-                if pending is not None:
-                    pending.remove(sink)
-                calls.pop(unit, None)
-                if terms is not None:
-                    self.tries.forget(unit)
-                if self.unreceived:
-                    self.unreceived.pop(unit, None)
-            del records[0]
-
-    def fall_back(self, first: int, count: int, refused: Collection[Need]) -> None:
-        """A worker refused these units: from now on they travel by value, or fail where they cannot."""
-        for unit in range(first, first + count):
-            call = self.calls.get(unit)
-            if call is None:
-                continue  # it has ended with the pool
-            payload = fallen_back(call.payload, refused)
-            uses = payload.uses if isinstance(payload, Payload) else ()
-            filter_ = None if call.terms is None else call.terms.filter
-            problem = fall_back_definitions((call.definition, filter_, *uses), refused)
-            self.calls[unit] = call._replace(payload=problem or payload)
-
-    def sink_of(self, unit: int) -> Sink | None:
-        """Who waits for a unit; None where it has ended."""
-        call = self.calls.get(unit)
-        return None if call is None else call.sink
-
-    def terms_of(self, unit: int) -> Terms | None:
-        """What was agreed for a unit."""
-        call = self.calls.get(unit)
-        return None if call is None else call.terms
-
-    def fails(self, unit: int, packet: int, *, died: bool) -> bool:
-        """A unit failed, or killed its worker, with this packet; returns whether it is to run again."""
-        call = self.calls.get(unit)
-        return call is not None and self.tries.fail(call.terms, unit, packet, died=died)
-
-    def describe(self, unit: int) -> str:
-        """What a unit runs, for people."""
-        call = self.calls.get(unit)
-        return "a call" if call is None or call.definition is None else f"a call of {call.definition.name}"
-
-    def refuse(self, first: int, count: int, error: BaseException) -> None:
-        """These units cannot be sent: they travel as nothing, and end with `error`."""
-        for unit in range(first, first + count):
-            call = self.calls.get(unit)
-            if call is not None:
-                self.calls[unit] = call._replace(payload=error)
-
-    def fail(self, error: BaseException) -> None:
-        """Every pending call ends with `error`."""
-        made = self.incoming[:]  # others may make more meanwhile
-        for call in [*self.calls.values(), *made]:
-            call.sink.settle(Status.ERROR, error)
-            if call.pending is not None:
-                call.pending.remove(call.sink)
-        self.calls.clear()
-        del self.incoming[: len(made)]
 
 
 class BatchJob:
@@ -278,7 +109,7 @@ class BatchJob:
         `unit`: items a unit; `chunk`: items a chunk where units are single items, 1 = an error is only its own item's.
         """
         unit_ns = definition.item_ns * unit
-        self.plan = _states.Job(next(_idents), visible=visible, unit_ns=unit_ns, grown=MAX_UNITS if unit_ns else 1)
+        self.plan = _states.Job(next(numbers), visible=visible, unit_ns=unit_ns, grown=MAX_UNITS if unit_ns else 1)
         self.ident = self.plan.ident
         self.definition = definition
         self.sink = sink

@@ -32,6 +32,12 @@ class ObjectEncoder:
     ) -> tuple[Definition | None, Payload]:
         return None, Payload((function, arguments, keywords))
 
+    def definition_of_plain(self, *_: Any) -> None:
+        return None  # nothing is pickled
+
+    def dumps_arguments(self, arguments: tuple[Any, ...]) -> bytes:
+        raise AssertionError("no call is plain")
+
     def share(self, obj: Any) -> Shared:
         raise ValueError("threads share every object of the caller's: pass the object itself")
 

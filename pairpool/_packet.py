@@ -11,7 +11,7 @@ A packet (Kind.TASKS, ident = number of the packet)
     [..] per definition that the worker may not have: DEFINITION_HEAD, payload
     [..] where Flag.RETRIES: u64 (Mode.CALLS: one per unit), the definition that tells which errors are AGAIN; 0: none
     [..] where Mode.CALLS: u64 per unit, its definition (0: the function is in the unit's own payload)
-    [..] Mode.SHARED: one payload, a list of all items
+    [..] Mode.SHARED, Mode.ALIKE: one payload, a list of all items
          Mode.GROUPED: a payload for each GROUP units of the job, a list of their items; the first of the packet's is in
          the first payload, and what is before it or after the last is not to be run
          otherwise one payload a unit (NOTHING: not to be run)
@@ -54,6 +54,7 @@ class Mode(IntEnum):
     SEPARATE = 1  # every unit one item with a pickle of its own
     CHUNKS = 2  # every unit a list of items in one pickle, run in order, over at the first error
     CALLS = 3  # every unit the arguments of one call
+    ALIKE = 5  # calls of one function: every unit the arguments of one, all in one pickle
     GROUPED = 4  # every unit one item, some in one pickle: as SHARED, but pickled before the packet was made
 
 

@@ -100,7 +100,13 @@ class Tasks:
             dispatcher.wait(pending.has_room, pending.signals)
             self._check_running()
         try:
-            definition, payload = dispatcher.encoder.call(function, args, kwargs)
+            encoder = dispatcher.encoder
+            # What may be bounded by bytes is measured, and who waits has nobody to share a pickle with.
+            definition = encoder.definition_of_plain(function, args, kwargs) if pending is None and not waits else None
+            if definition is not None:
+                dispatcher.call(_dispatch.Call(definition, args, sink, self._terms))
+                return
+            definition, payload = encoder.call(function, args, kwargs)
         except Exception as error:
             if came_from_handler(error):
                 raise

@@ -31,7 +31,7 @@ class Units:
         self._definition = definition
         self._first = first
         self._payloads = rest
-        self._together = mode == Mode.SHARED or mode == Mode.GROUPED
+        self._together = mode == Mode.SHARED or mode == Mode.GROUPED or mode == Mode.ALIKE
         self._items: Any = None  # of these, once loaded
         self.skip_to = 0  # units before this one are not run: an error came before them in their chunk
         self.filters: bytes = b""
@@ -40,7 +40,7 @@ class Units:
     @property
     def of_one_job(self) -> bool:
         """Whether one reader decodes all outcomes, so that they may share a payload."""
-        return self._mode != Mode.CALLS
+        return self._mode != Mode.CALLS and self._mode != Mode.ALIKE
 
     def run_all(self, page: Page, values: list[Any], apart: dict[int, tuple[int, Any]]) -> None:
         """Appends one value for each unit that can be claimed; `apart` has the outcomes of those that are none.
@@ -101,7 +101,7 @@ class Units:
 
     def _load_items(self) -> Sequence[Any]:
         loads, payloads = self._runner.codec.loads, self._payloads
-        if self._mode == Mode.SHARED:
+        if self._mode != Mode.GROUPED:
             items: Sequence[Any] = loads(payloads[0], ())
             return [*items] if type(items) is range else items  # to make one int after another takes longer
         skip = self._first % GROUP

@@ -85,7 +85,7 @@ def observe_packet(bench: Bench, cell: Cell) -> None:
     """Strike at the third of ten items in one packet."""
     for face in (by_imap, by_map, by_calls_together):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_pacing, "units_at_once", lambda job, slots: 10)
+            patch.setattr(_pacing, "units_at_once", lambda *_: 10)
             observe_job(bench, cell, face, 10)
 
 

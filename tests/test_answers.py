@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from pairpool import _jobs, errors
+from pairpool import _calls, errors
 from pairpool._answers import STARTS_THAT_MAY_FAIL
+from pairpool._calls import Call
 from pairpool._codec import Definition, DefinitionKind
 from pairpool._core import RETRY, SHORTAGE
 from pairpool._dispatch import BatchJob
 from pairpool._iterators import IMapIterator
-from pairpool._jobs import Call
 from pairpool._packet import COMMITTED_HEAD, OutcomeMode, Status
 from pairpool._states import Packet
 from pairpool.engines import Outcomes
@@ -182,7 +182,7 @@ def test_what_cannot_be_received_fails_alone(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, culprit: int | None
 ) -> None:
     """What is too large is sent in small packets; a unit that never can be two workers have tried."""
-    monkeypatch.setattr(_jobs, "takes", lambda _: 1)
+    monkeypatch.setattr(_calls, "takes", lambda _: 1)
     stage.engine.body_room, stage.engine.sure_room = 100, 3
     numbers = [number for number in range(1, 60) if number % 10]
     results = [stage.result() for _ in numbers]
@@ -371,7 +371,7 @@ def test_units_go_together_as_far_as_there_is_room(stage: Stage, monkeypatch: py
             raise NO_ROOM[0]
         return made(slot, packet, body)
 
-    monkeypatch.setattr(_jobs, "takes", lambda _: 1)
+    monkeypatch.setattr(_calls, "takes", lambda _: 1)
     stage.engine.body_room, stage.engine.sure_room = 100, 3
     stage.engine.entry = entry  # type: ignore[method-assign]
     numbers = [number for number in range(100) if number % 10]

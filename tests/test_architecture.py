@@ -55,7 +55,7 @@ STOREYS = {
     "zygote": Storey("_orders _surroundings _nursery _birth _zygote", "errors descriptors worker", doors="_zygote"),
     "scheduler": Storey("_scheduler _balance _backlog _roster _pacing _ranges _limits _respawn", "words"),
     "jobs": Storey(
-        "_jobs _body _bounds _refusals _record _prepared _terms _feeder",
+        "_jobs _calls _body _bounds _refusals _record _prepared _terms _feeder",
         "errors words descriptors pickling worker scheduler",
     ),
     "engines": Storey(

@@ -14,8 +14,8 @@ from forks import open_descriptors
 from interruptions import Interrupted, Interruption
 from liars import LIES, lie
 from pairpool import _exchange, _framing, _pump
+from pairpool._calls import Call
 from pairpool._handle import WorkerHandle
-from pairpool._jobs import Call
 from pairpool._states import SlotState
 from receiving import PATIENCE
 from scenarios import Stage, outcome, packed

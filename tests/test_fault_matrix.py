@@ -130,7 +130,7 @@ def test_cells_started_afresh(make_bench: MakeBench, method: str, where: str) ->
 @pytest.mark.parametrize("face", [by_map, by_imap, by_calls_together])
 def test_ten_items_are_one_packet(make_bench: MakeBench, face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is struck amid a packet has two units before it, and seven behind."""
-    monkeypatch.setattr(_pacing, "units_at_once", lambda job, slots: 10)
+    monkeypatch.setattr(_pacing, "units_at_once", lambda *_: 10)
     monkeypatch.setattr(Scheduler, "late", lambda self, now: None)  # or a busy machine has its tail cut off
     places = face(make_bench("fork").pool(), place_in_packet, list(range(10)))()
     places = places[0] if face is by_map else places

@@ -27,10 +27,11 @@ from interruptions import Interrupted
 from liars import LIES, lie, lie_of_a_map, lie_once, worker_here
 from pairpool import _channel, _core, _framing, _pacing, _slab
 from pairpool._body import Body
+from pairpool._calls import Call, CallJob
 from pairpool._codec import Definition, DefinitionKind, Encoder, Payload
 from pairpool._descriptors import OwnedDescriptors
 from pairpool._handle import WorkerHandle
-from pairpool._jobs import BatchJob, Call, CallJob
+from pairpool._jobs import BatchJob
 from pairpool._outgoing import Outgoing
 from pairpool._slab import Arena
 from pairpool._worker import Worker
@@ -299,7 +300,7 @@ def test_results_before_one_that_hangs_come_though_the_outbox_was_full(
     make_pool: MakePool, make_line: Callable[[], Line], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some by message, and the rest are read from the outbox that was begun anew."""
-    monkeypatch.setattr(_pacing, "units_at_once", lambda job, slots: 60)
+    monkeypatch.setattr(_pacing, "units_at_once", lambda *_: 60)
     line = make_line()
     pool = make_pool(1)
     expected = [bytes([number]) * 4096 for number in range(60)]

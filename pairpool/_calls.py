@@ -1,0 +1,224 @@
+"""The calls of a pool (apply, submit) as the dispatcher keeps them: one endless job, to which each adds a unit.
+
+`build` and `digest` run with the dispatcher's lock held: no code of the user's runs in them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from pairpool import _states
+from pairpool._body import Body, pack_body, riding, table, takes
+from pairpool._bounds import Pending
+from pairpool._codec import Definition, Need, Payload
+from pairpool._descriptors import NONE_OWNED
+from pairpool._jobs import numbers
+from pairpool._packet import TASKS_HEAD, Flag, Mode, Status
+from pairpool._record import Record
+from pairpool._refusals import fall_back_definitions, fallen_back
+from pairpool._terms import Terms, Tries
+
+if TYPE_CHECKING:
+    from pairpool._jobs import Encoder
+
+_NONE_RIDE: frozenset[int] = frozenset()
+
+
+class Sink(Protocol):
+    """Takes the outcome of one call (see results.py)."""
+
+    def begin(self) -> bool:
+        """False where the call was cancelled: it is not to be run."""
+
+    def settle(self, status: int, payload: Any) -> None:
+        """Idempotent; runs no code of the user's."""
+
+
+class Call(NamedTuple):
+    definition: Definition | None
+    # Pickled; or the arguments, where nobody can tell when they are; or why they could not be.
+    payload: Payload | bytes | tuple[Any, ...] | BaseException
+    sink: Sink
+    terms: Terms | None = None
+    pending: Pending | None = None  # which counts it
+
+
+class CallJob:
+    """All calls of a pool, in the order in which they were made."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.plan = _states.Job(next(numbers), visible=True)
+        self.ident = self.plan.ident
+        self._encoder = encoder
+        self.incoming: list[Call] = []  # made, not yet numbered; any thread appends
+        self.calls: dict[int, Call] = {}  # by unit, until settled
+        self.unreceived: dict[int, int] = {}  # units that a worker could not receive, and the packet
+        self.records: deque[Record] = deque()  # outcomes not yet handed to their sinks
+        self.tries = Tries()
+
+    def build(self, first: int, limit: int, known: set[int], room: int) -> Body:
+        alike = self._build_alike(first, limit, known, room)
+        if alike is not None:
+            return alike
+        definitions: dict[int, Definition] = {}
+        names: list[int] = []
+        filters: list[int] = []
+        limit_ns = 0
+        payloads: list[Payload | bytes] = []
+        usual: Definition | None = None  # the latest, of which there is nothing more to be seen to
+        for unit in range(first, first + limit):
+            definition, payload, sink, terms, _ = self.calls[unit]
+            if isinstance(payload, BaseException) or not sink.begin():
+                names.append(0)
+                filters.append(0)
+                payloads.append(self._encoder.nothing)
+                continue
+            if isinstance(payload, tuple):
+                payload = self._encoder.dumps_arguments(payload)
+            room -= takes(payload)
+            fresh = {}
+            filter_ = None if terms is None else terms.filter
+            if definition is not usual or filter_ is not None or (isinstance(payload, Payload) and payload.uses):
+                named = [each for each in (definition, filter_) if each is not None]
+                for carried in riding(known, named, (payload,)):
+                    if carried.ident not in definitions:
+                        fresh[carried.ident] = carried
+                        room -= takes(carried.payload)
+            if room < 0 and payloads:
+                break
+            if fresh:
+                definitions |= fresh
+            usual = definition
+            names.append(0 if definition is None else definition.ident)
+            filters.append(0 if filter_ is None else filter_.ident)
+            if terms is not None and terms.first_limit_ns:
+                limit_ns = min(limit_ns or terms.first_limit_ns, terms.first_limit_ns)
+            payloads.append(payload)
+        return pack_body(
+            self._encoder,
+            Mode.CALLS,
+            Flag.VISIBLE,
+            0,
+            0,
+            first,
+            definitions.values(),
+            [table(names)],
+            payloads,
+            filters=filters,
+            limit_ns=limit_ns,
+        )
+
+    def _build_alike(self, first: int, limit: int, known: set[int], room: int) -> Body | None:
+        """Calls from `first` on that are of one function and can share a pickle; None where it can share none."""
+        calls = list(map(self.calls.__getitem__, range(first, first + limit)))
+        definition = calls[0].definition
+        # By place: by name it takes twice as long.
+        alike = [call[0] is definition and type(call[1]) is tuple and call[3] is None for call in calls]
+        if False in alike:
+            del calls[alike.index(False) :]
+        if definition is None or len(calls) < 2:
+            return None
+        carried = riding(known, (definition,), ())
+        data = self._encoder.dumps_atoms([call[1] for call in calls])
+        if len(data) + sum([takes(each.payload) for each in carried]) > room:
+            return self._build_alike(first, len(calls) // 2, known, room)
+        begun = [call[2].begin() for call in calls]
+        if not all(begun):
+            return None  # some were cancelled
+        flags = Flag.VISIBLE | Flag.STAR | Flag.INTERRUPTED
+        return pack_body(self._encoder, Mode.ALIKE, flags, 0, definition.ident, first, carried, [], [data], len(calls))
+
+    def lone_body(self, call: Call, known: set[int], room: int) -> Body | None:
+        """What a packet has that carries the call next to be numbered; None where more goes with it than arguments."""
+        definition, payload, descriptors = call.definition, call.payload, NONE_OWNED
+        if isinstance(payload, Payload):
+            if payload.needs or payload.uses:
+                return None
+            payload, descriptors = payload.data, payload.descriptors
+        if isinstance(payload, BaseException | tuple) or len(payload) > room:
+            return None
+        if call.terms is not None or call.pending is not None:
+            return None
+        if definition is not None and definition.ident not in known:
+            return None
+        flags = Flag.VISIBLE | Flag.DESCRIPTORS if descriptors else Flag.VISIBLE
+        name = 0 if definition is None else definition.ident
+        buffers = [TASKS_HEAD.pack(Mode.CALLS, flags, 0, 1, 0, 0, self.plan.ready), name.to_bytes(8, "little"), payload]
+        if descriptors:
+            buffers.insert(1, len(descriptors).to_bytes(2, "little"))
+        return Body(1, buffers, descriptors, _NONE_RIDE, ())
+
+    def digest(self) -> None:
+        """Hands the recorded outcomes to their sinks."""
+        records, calls = self.records, self.calls
+        while records:
+            for unit, status, payload in records[0].outcomes():
+                call = calls.get(unit)
+                if call is None:
+                    continue  # settled when this was interrupted
+                _, sent, sink, terms, pending = call
+                if isinstance(sent, BaseException):
+                    sink.settle(Status.ERROR, sent)
+                else:
+                    sink.settle(status, payload)
+                    if type(sent) is Payload and sent.descriptors:
+                        sent.close()
+                if pending is not None:
+                    pending.remove(sink)
+                calls.pop(unit, None)
+                if terms is not None:
+                    self.tries.forget(unit)
+                if self.unreceived:
+                    self.unreceived.pop(unit, None)
+            del records[0]
+
+    def fall_back(self, first: int, count: int, refused: Collection[Need]) -> None:
+        """A worker refused these units: from now on they travel by value, or fail where they cannot."""
+        for unit in range(first, first + count):
+            call = self.calls.get(unit)
+            if call is None:
+                continue  # it has ended with the pool
+            payload = fallen_back(call.payload, refused)
+            uses = payload.uses if isinstance(payload, Payload) else ()
+            filter_ = None if call.terms is None else call.terms.filter
+            problem = fall_back_definitions((call.definition, filter_, *uses), refused)
+            self.calls[unit] = call._replace(payload=problem or payload)
+
+    def sink_of(self, unit: int) -> Sink | None:
+        """Who waits for a unit; None where it has ended."""
+        call = self.calls.get(unit)
+        return None if call is None else call.sink
+
+    def terms_of(self, unit: int) -> Terms | None:
+        """What was agreed for a unit."""
+        call = self.calls.get(unit)
+        return None if call is None else call.terms
+
+    def fails(self, unit: int, packet: int, *, died: bool) -> bool:
+        """A unit failed, or killed its worker, with this packet; returns whether it is to run again."""
+        call = self.calls.get(unit)
+        return call is not None and self.tries.fail(call.terms, unit, packet, died=died)
+
+    def describe(self, unit: int) -> str:
+        """What a unit runs, for people."""
+        call = self.calls.get(unit)
+        return "a call" if call is None or call.definition is None else f"a call of {call.definition.name}"
+
+    def refuse(self, first: int, count: int, error: BaseException) -> None:
+        """These units cannot be sent: they travel as nothing, and end with `error`."""
+        for unit in range(first, first + count):
+            call = self.calls.get(unit)
+            if call is not None:
+                self.calls[unit] = call._replace(payload=error)
+
+    def fail(self, error: BaseException) -> None:
+        """Every pending call ends with `error`."""
+        made = self.incoming[:]  # others may make more meanwhile
+        for call in [*self.calls.values(), *made]:
+            call.sink.settle(Status.ERROR, error)
+            if call.pending is not None:
+                call.pending.remove(call.sink)
+        self.calls.clear()
+        del self.incoming[: len(made)]

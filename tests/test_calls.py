@@ -1,0 +1,173 @@
+"""Calls of one function with numbers as arguments, which share a pickle: nobody can tell."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
+from typing import Any
+
+import pytest
+
+from pairpool import Retry, TaskCancelledError, WorkerLostError, _calls
+from pairpool._packet import Mode
+from receiving import PATIENCE
+from tasks import Line, add, fail_at_zero, identity, wait_for
+
+MakePool = Callable[..., Any]
+MakeLine = Callable[[], Line]
+
+MANY = 300
+
+
+@pytest.fixture
+def together(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """See how many calls share a pickle; some do."""
+    counts: list[int] = []
+    pack: Any = _calls.pack_body  # type: ignore[attr-defined]
+
+    def note(encoder: Any, mode: Mode, *arguments: Any, **options: Any) -> Any:
+        body = pack(encoder, mode, *arguments, **options)
+        if mode == Mode.ALIKE:
+            counts.append(body.units)
+        return body
+
+    monkeypatch.setattr(_calls, "pack_body", note)
+    yield counts
+    assert counts
+    assert min(counts) > 1
+
+
+def behind(pool: Any, gate: Line) -> Any:
+    """Have the only worker of a pool wait, and know that calls are short; return what it waits for."""
+    for _ in range(3):
+        assert [result.get(PATIENCE) for result in [pool.apply_async(add, (n, n)) for n in range(50)]][-1] == 98
+    return pool.submit(wait_for, gate)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_each_call_has_its_result(make_pool: MakePool, together: list[int], workers: int) -> None:
+    """Whatever else is called in between, and with what."""
+    pool = make_pool(workers)
+    for _ in range(3):
+        futures = [pool.submit(add, number, 0.5) for number in range(MANY)]
+        others = [
+            [
+                pool.submit(identity, number),
+                pool.apply_async(identity, (str(number),)),
+                pool.submit(add, number, right=1),
+            ]
+            for number in range(50)
+        ]
+        assert [future.result(PATIENCE) for future in futures] == [number + 0.5 for number in range(MANY)]
+        for number, (plain, text, named) in enumerate(others):
+            assert (plain.result(PATIENCE), text.get(PATIENCE), named.result(PATIENCE)) == (
+                number,
+                str(number),
+                number + 1,
+            )
+    assert pool.submit(add, True, 10**5000).result(PATIENCE) == 10**5000 + 1
+
+
+def test_an_error_is_its_own_calls(make_pool: MakePool, together: list[int]) -> None:
+    """Also one of calling."""
+    pool = make_pool(2)
+    for _ in range(3):
+        results = [pool.apply_async(fail_at_zero, (number % 5,)) for number in range(MANY)]
+        wrong = [pool.apply_async(fail_at_zero, (number, number)) for number in range(20)]
+        for number, result in enumerate(results):
+            if number % 5:
+                assert result.get(PATIENCE) == number % 5
+            else:
+                with pytest.raises(ValueError, match="fails at 0"):
+                    result.get(PATIENCE)
+        for result in wrong:
+            with pytest.raises(TypeError, match="takes 1 positional argument but 2 were given"):
+                result.get(PATIENCE)
+
+
+def test_what_is_cancelled_is_not_run(make_pool: MakePool, make_line: MakeLine, together: list[int]) -> None:
+    """Its neighbours are."""
+    gate = make_line()
+    pool = make_pool(1)
+    held = behind(pool, gate)
+    futures = [pool.submit(add, number, 1) for number in range(MANY)]
+    cancelled = {number for number, future in enumerate(futures) if number % 7 == 3 and future.cancel()}
+    assert cancelled
+    gate.tell(b"g")
+    assert held.result(PATIENCE) == b"g"
+    for number, future in enumerate(futures):
+        if number in cancelled:
+            assert future.cancelled()
+        else:
+            assert future.result(PATIENCE) == number + 1
+
+
+def write_and_sleep(writing: int, seconds: int) -> None:
+    """Say that it runs, or how it ends."""
+    try:
+        os.write(writing, b"x")
+        time.sleep(seconds)
+    except TaskCancelledError:
+        os.write(writing, b"cancelled")
+        raise
+
+
+def test_one_that_runs_can_be_cancelled(make_pool: MakePool, make_line: MakeLine, together: list[int]) -> None:
+    """It is told by an exception, and those behind it run in the same worker."""
+    gate, said = make_line(), make_line()
+    pool = make_pool(1)
+    worker = pool.apply(os.getpid)
+    pool.submit(write_and_sleep, said.writing, 0).result(PATIENCE)
+    held = behind(pool, gate)
+    futures = [pool.submit(write_and_sleep, said.writing, 1000 * (number == 2)) for number in range(6)]
+    gate.tell(b"g")
+    held.result(PATIENCE)
+    assert said.await_told(4) == b"xxxx"
+    assert futures[2].cancel(running=True)
+    assert said.await_told(12) == b"cancelledxxx"
+    for number in (0, 1, 3, 4, 5):
+        assert futures[number].result(PATIENCE) is None
+    with pytest.raises(CancelledError):
+        futures[2].result()
+    assert pool.apply(os.getpid) == worker
+
+
+def end_at(number: int, at: int) -> int:
+    """Kill the worker at one number."""
+    if number == at:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def test_a_killed_worker_costs_one_call(make_pool: MakePool, together: list[int]) -> None:
+    """The others have run, or run elsewhere; and that one too, where it may."""
+    pool = make_pool(2)
+    for _ in range(3):
+        assert [pool.submit(end_at, number, -1).result(PATIENCE) for number in range(5)] == [*range(5)]
+    futures = [pool.submit(end_at, number, 77) for number in range(MANY)]
+    for number, future in enumerate(futures):
+        if number == 77:
+            with pytest.raises(WorkerLostError):
+                future.result(PATIENCE)
+        else:
+            assert future.result(PATIENCE) == number
+    retried = pool.options(retry=Retry(1)).submit(end_at, 1, 1)
+    with pytest.raises(WorkerLostError):
+        retried.result(PATIENCE)
+
+
+def test_where_there_is_little_room_fewer_go_together(
+    make_pool: MakePool, make_line: MakeLine, together: list[int]
+) -> None:
+    """Numbers may have many digits."""
+    gate = make_line()
+    pool = make_pool(1)
+    held = behind(pool, gate)
+    large = [pow(10, 20_000 + number) for number in range(100)]
+    futures = [pool.submit(add, number, 1) for number in large]
+    gate.tell(b"g")
+    assert held.result(PATIENCE) == b"g"
+    assert [future.result(PATIENCE) - 1 for future in futures] == large
