@@ -133,11 +133,13 @@ class CallJob:
     def lone_body(self, call: Call, known: set[int], room: int) -> Body | None:
         """What a packet has that carries the call next to be numbered; None where more goes with it than arguments."""
         definition, payload, descriptors = call.definition, call.payload, NONE_OWNED
+        if isinstance(payload, (BaseException, tuple)):
+            return None
         if isinstance(payload, Payload):
             if payload.needs or payload.uses:
                 return None
             payload, descriptors = payload.data, payload.descriptors
-        if isinstance(payload, BaseException | tuple) or len(payload) > room:
+        if len(payload) > room:
             return None
         if call.terms is not None or call.pending is not None:
             return None

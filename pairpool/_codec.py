@@ -93,6 +93,23 @@ def _name_of(function: object) -> str:
     return name if isinstance(name, str) else type(function).__qualname__
 
 
+class Arrived(NamedTuple):
+    """A pickle that came with a slab."""
+
+    data: Any
+    slabs: Sequence[_passing.Slab]
+    """Those of one message; they are its own when the message was digested."""
+    place: int
+    """Which of them it lies in."""
+    weight: int
+    """Bytes that lie there."""
+
+
+def decode_result(data: Any) -> object:
+    """Return a result. Raises what unpickling raises."""
+    return _envelope.loads_with_slab(data.data, data.slabs[data.place]) if type(data) is Arrived else pickle.loads(data)
+
+
 class Encoder:
     """The caller's half. Safe to use from several threads, and from reducers that it runs."""
 
@@ -222,10 +239,7 @@ class Encoder:
         """Pickle a list, tuple or range for which `is_atoms` holds. Runs no code of the user's."""
         return pickle.dumps(items, PROTOCOL)
 
-    @staticmethod
-    def decode_value(data: Any) -> object:
-        """Return a result. Raises what unpickling raises."""
-        return decode_result(data)
+    decode_value: Final = staticmethod(decode_result)
 
     @staticmethod
     def size_of_large(pickles: Sequence[Any]) -> int:
@@ -363,23 +377,6 @@ def encode_result(value: object, put: Put = put_once) -> bytes | Payload:
         except Exception as error:
             trouble = error
     raise MaybeEncodingError(trouble, _Shown(value))
-
-
-class Arrived(NamedTuple):
-    """A pickle that came with a slab."""
-
-    data: Any
-    slabs: Sequence[_passing.Slab]
-    """Those of one message; they are its own when the message was digested."""
-    place: int
-    """Which of them it lies in."""
-    weight: int
-    """Bytes that lie there."""
-
-
-def decode_result(data: Any) -> object:
-    """Return a result. Raises what unpickling raises."""
-    return _envelope.loads_with_slab(data.data, data.slabs[data.place]) if type(data) is Arrived else pickle.loads(data)
 
 
 def dumps_needs(needs: Iterable[Need]) -> bytes:
