@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from pairpool._pacing import PATIENCE_LIMIT, SHORT_WAIT, STUCK, at_most
+from pairpool._pacing import PATIENCE_LIMIT, SHORT_WAIT, STUCK, stretch
 from pairpool._roster import Roster
 from pairpool._states import Action, Job, Packet, Slot, SlotState
 
@@ -26,36 +26,39 @@ class Balance:
     roster: Roster
     waiting: dict[int, Job]
     slots: dict[int, Slot]
+    packets: dict[int, Packet]
     changed: dict[int, Slot]
     may_steal: bool
     look_at: int | None
 
-    def make_way(self, job: Job, slot: Slot) -> bool:
-        """Takes back what a job of which nothing is under way would wait for at a slot, but for the unit that runs.
+    def make_way(self, job: Job) -> None:
+        """Takes back what a job would wait for of which nothing is under way, but for the unit that runs.
 
-        Not where somebody else would lose all that he has under way: his turn would be over before it came. And once
-        between two answers of a slot, or jobs might take from each other for ever what no worker has taken yet.
-        Returns whether there is something to be taken back.
+        Of calls, each of which is a job to who made it, some may run, but none be queued.
+
+        Not where somebody else has all that he has under way in that queue. And a slot that gave way owes those who
+        waited as much work before it does so again: else a map would stand still beside somebody who makes one call
+        after another, and jobs might take from each other for ever what no worker has taken yet.
         """
-        if job.in_flight or not job.in_turn or slot.gave_way or slot.load <= SHORT_WAIT:
-            return False
-        packets = [*slot.packets.values()]
-        head, queued = packets[0], len(packets) > 1
-        if queued and any(packet.job.in_flight == 1 for packet in packets):
-            return False
+        under_way = job.queued if job.calls else job.in_flight
+        if under_way or job.cleared is not None or job.in_flight == len(self.packets):
+            return
+        slot = self.roster.roomiest(())
+        if slot is None or slot.state is not SlotState.BUSY or slot.recalled or slot.owes or slot.load <= SHORT_WAIT:
+            return
+        head, *queued = slot.packets.values()
+        others = [packet.job for packet in queued]
+        if head.job is job or any(others.count(other) == other.in_flight for other in others):
+            return
         actions: tuple[tuple[Any, ...], ...] = ((Action.RECALL, slot.ident),) if queued else ()
         if head.count - head.done > 1:
             actions += ((Action.LOOK, slot.ident, head.ident, True),)
-        if not actions:
-            return False
-        # commit
-        job.in_turn = False
-        slot.recalled = True
-        slot.gave_way = True
-        self.changed[slot.ident] = slot
-        self.actions += actions
-
-        return True
+        if actions:
+            # commit
+            job.cleared = slot
+            slot.recalled = True
+            self.changed[slot.ident] = slot
+            self.actions += actions
 
     def steal(self) -> None:
         """Recalls the packets queued at the most loaded slot, where another idles and nobody waits."""
@@ -103,7 +106,7 @@ class Balance:
         load = max(head.load, 2 * (now - head.since))
         more = load - head.load
         patience = min(2 * head.patience, PATIENCE_LIMIT)
-        stuck = load > at_most(head.job) * STUCK
+        stuck = load > stretch(head.job) * STUCK
         look_at = now + patience
         actions: tuple[tuple[Any, ...], ...] = ()
         if head.count - head.done > 1:

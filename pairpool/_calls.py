@@ -49,7 +49,7 @@ class CallJob:
     """All calls of a pool, in the order in which they were made."""
 
     def __init__(self, encoder: Encoder) -> None:
-        self.plan = _states.Job(next(numbers), visible=True)
+        self.plan = _states.Job(next(numbers), visible=True, calls=True)
         self.ident = self.plan.ident
         self._encoder = encoder
         self.incoming: list[Call] = []  # made, not yet numbered; any thread appends

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pairpool import errors
 from pairpool._bounds import size_of
 from pairpool._codec import Payload
-from pairpool._pacing import DEPTH, MAX_UNITS, at_most
+from pairpool._pacing import DEPTH, MAX_UNITS, stretch
 from pairpool._packet import GROUP
 from pairpool._prepared import Group
 from pairpool._size import transit_limit
@@ -134,7 +134,7 @@ class Feeder:
     def _appetite(self, slots: int) -> int:
         """Units to keep ready: what all slots may hold, and as much again."""
         unit_ns = self.job.plan.unit_ns
-        depth = at_most(self.job.plan) * DEPTH // unit_ns if unit_ns else 1
+        depth = stretch(self.job.plan) * DEPTH // unit_ns if unit_ns else 1
         return 2 * slots * max(1, min(depth, MAX_UNITS))
 
     def nudge(self) -> None:
@@ -186,7 +186,7 @@ class Feeder:
     def _pickle(self, entries: list[Any]) -> None:
         """Appends to `entries` what comes of each unit, up to one that is large: its payload, or the error."""
         units, refusal, dumps_each = self._units, self._refusal, self._dispatcher.encoder.dumps_each
-        if self._grouping and not self._fed % GROUP and 0 < self.job.plan.unit_ns < TINY:
+        if units and self._grouping and not self._fed % GROUP and 0 < self.job.plan.unit_ns < TINY:
             data = self._dispatcher.encoder.dumps_together(units)
             if data is not None:
                 entries.append(Group(data, len(units)))

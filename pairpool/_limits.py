@@ -54,7 +54,7 @@ _INTERRUPTS = {
     Rung.CANCEL: Reason.CANCELLED,
     Rung.CANCEL_AGAIN: Reason.CANCELLED,
 }
-_REPETITIONS = frozenset((Rung.SOFT_LIMIT_AGAIN, Rung.CANCEL_AGAIN))
+_REPETITIONS = {Rung.SOFT_LIMIT_AGAIN: Rung.SOFT_LIMIT, Rung.CANCEL_AGAIN: Rung.CANCEL}
 
 
 class Step(NamedTuple):
@@ -72,8 +72,8 @@ class Descent(NamedTuple):
     """How far down its ladder a slot's unit has come."""
 
     mark: Mark
-    done: frozenset[Rung]
-    latest: int  # when, in ns
+    done: dict[Rung, int]  # when, in ns
+    latest: int  # when the latest that is no repetition was, in ns
 
 
 class Limits:
@@ -160,17 +160,21 @@ class Limits:
         """Does what is due by now; returns when the next is, None where there is nothing more to be done."""
         descent = self._descents.get(slot.ident)
         if descent is None or descent.mark != mark:
-            descent = Descent(mark, frozenset(), 0)
+            descent = Descent(mark, {}, 0)
         again = None
         for at, rung, pause in ladder:
-            if rung in descent.done:
+            done = descent.done
+            if rung in done:
                 continue
-            due = max(at, descent.latest + pause)
+            repeats = _REPETITIONS.get(rung)
+            if repeats is not None and (Rung.DUMP in done or Rung.CLOSE in done):
+                continue  # what is done now is no matter of exceptions any more
+            due = max(at, descent.latest + pause) if repeats is None else done[repeats] + pause
             if now >= due:
                 self._do(slot, mark, rung)
-                descent = Descent(mark, descent.done | {rung}, now)
+                descent = Descent(mark, {**done, rung: now}, now if repeats is None else descent.latest)
                 self._descents[slot.ident] = descent
-            elif rung in _REPETITIONS:
+            elif repeats is not None:
                 again = due  # what follows may be due sooner
             else:
                 return due if again is None else min(due, again)

@@ -10,8 +10,8 @@ TARGET_ALONE = 1_000_000
 TARGET_TOGETHER = 4_000_000
 SHORTEST = 30_000  # ns below which a packet is not made shorter only to share work out evenly
 DEPTH = 12_000_000  # ns of work a slot may hold: two or three GIL switch intervals (5 ms each)
-# Times as long, and as deep, where nobody waits for a single result, and no other job waits: what is in the way of one
-# that comes is taken back (_balance.py).
+# Times as long, and as deep, where nobody waits for a single result, and no other job is at work or waits: what is in
+# the way of one that comes is taken back (_balance.py).
 UNDISTURBED = 4
 UNKNOWN_LOAD = DEPTH // 2  # ns assumed of the first packets of a job
 LATE = 1_000_000  # ns beyond twice its estimate after which a packet is looked at
@@ -30,20 +30,20 @@ def target(job: Job) -> int:
     return TARGET_ALONE if job.visible else TARGET_TOGETHER
 
 
-def at_most(job: Job) -> int:
-    """How many times as much of a job may be sent as where other jobs wait."""
+def stretch(job: Job) -> int:
+    """How many times as long packets, and as deep queues, a job may have while no other job is at work or waits."""
     return 1 if job.visible else UNDISTURBED
 
 
-def precedence(job: Job) -> int:
-    """Of jobs with as little of this as another, the one whose turn it is comes first."""
-    if not job.in_turn:
+def rank(job: Job) -> int:
+    """Who is served first: for whom a slot is cleared, then who had his turn, but units came back; then all in turn."""
+    if job.cleared is not None:
         return 0
-    return 2 if job.in_flight else 1
+    return 1 if job.returned else 2
 
 
 def units_at_once(job: Job, slots: int, times: int) -> int:
-    """Units that the next packet of a job should have. `times`: as many as elsewhere."""
+    """Units that the next packet of a job should have. `times`: by which its usual length is stretched."""
     if not job.unit_ns:
         return 1
     fair_share = job.waiting // (slots << job.closed)
@@ -78,12 +78,17 @@ def gathers(job: Job, slot: Slot) -> bool:
 
 
 def fits(job: Job, slot: Slot, times: int) -> bool:
-    """Whether a busy slot has room for a packet of a job. `times`: as much as elsewhere.
+    """Whether a busy slot has room for a packet of a job. `times`: by which its usual depth is stretched.
 
     A unit that alone fills a slot's depth is not queued behind others: it would only have to be recalled.
     """
     unit_ns = job.unit_ns or UNKNOWN_LOAD
     return unit_ns < DEPTH and slot.load <= times * DEPTH - unit_ns
+
+
+def is_at_work(slot: Slot) -> bool:
+    """Whether a slot that was busy will take another packet."""
+    return (slot.state is SlotState.BUSY or slot.state is SlotState.IDLE) and slot.budget != 0 and not slot.asleep
 
 
 def may_have_room(slot: Slot) -> bool:

@@ -14,7 +14,7 @@ through one slot.
   recalled, and the tail of a packet that runs late is cut off (_balance.py). Both are safe because each packet, and
   each unit of one, is taken by exactly one of worker and parent (see _page.py and engines/local.py).
 - **Fair.** Jobs with waiting units take turns, packet by packet; and one of which nothing is under way does not wait
-  for what others have queued.
+  for what others have queued (_balance.py).
 
 Guarantees
 ==========
@@ -41,7 +41,7 @@ from typing import Any
 from pairpool import _pacing
 from pairpool._backlog import Backlog
 from pairpool._balance import Balance
-from pairpool._pacing import LATE, MAX_UNITS
+from pairpool._pacing import LATE, MAX_UNITS, SHORT_WAIT
 from pairpool._ranges import Range, including, sum_of
 from pairpool._roster import Events, Roster
 from pairpool._states import (
@@ -50,6 +50,7 @@ from pairpool._states import (
     Action,
     Cargo,
     Choice,
+    Job,
     Packet,
     PacketEvent,
     Sent,
@@ -89,13 +90,24 @@ class Scheduler(Balance):
         if self.changed:
             self.roster.file()
         reserved: tuple[Slot, ...] = ()
-        alone = len(self.waiting) == 1
-        for job in sorted(islice(self.waiting.values(), CANDIDATES), key=_pacing.precedence):
-            times = _pacing.at_most(job) if alone else 1
-            slot = self.roster.roomiest(reserved)
+        candidates = [*islice(self.waiting.values(), CANDIDATES)]
+        for job in candidates:
+            self.make_way(job)
+        for job in sorted(candidates, key=_pacing.rank):
+            # Of each slot's depth and of a packet's length a job has more that has the pool to itself.
+            alone = len(self.waiting) == 1 and job.in_flight == len(self.packets)
+            times = _pacing.stretch(job) if alone else 1
+            slot = job.cleared
+            if slot is not None and not _pacing.is_at_work(slot):
+                job.cleared = slot = None
+            if slot is not None and len(slot.packets) > 1:
+                reserved += (slot,)  # it is being taken back
+                continue
             if slot is None:
-                return None
-            if slot.state is SlotState.BUSY:
+                slot = self.roster.roomiest(reserved)
+            if slot is None:
+                continue
+            if slot.state is SlotState.BUSY and slot is not job.cleared:
                 if not _pacing.may_send_ahead(job, len(self.slots)) or _pacing.gathers(job, slot):
                     continue
                 if not _pacing.fits(job, slot, times):
@@ -103,11 +115,7 @@ class Scheduler(Balance):
                     awaited = job.awaited
                     if awaited is None or not _pacing.may_have_room(awaited):
                         job.awaited = awaited = slot
-                    self.make_way(job, awaited)
                     reserved += (awaited,)
-                    continue
-                if self.make_way(job, slot):
-                    reserved += (slot,)  # until it was taken back
                     continue
             first, stop = job.returned[0] if job.returned else (job.next, job.ready)
             limit = min(_pacing.units_at_once(job, len(self.slots), times), stop - first)
@@ -142,6 +150,9 @@ class Scheduler(Balance):
         else:
             returned, following = (), stop
         waits = following < job.ready or returned
+        queued = job.queued + (len(slot.packets) > 0)
+        packet.ahead = job.cleared is slot
+        owes = max(load, SHORT_WAIT) if packet.ahead else slot.owes
         # commit
         self.next_packet = ident + 1
         self.packets[ident] = packet
@@ -154,9 +165,11 @@ class Scheduler(Balance):
         self.changed[slot.ident] = slot
         job.next = following
         job.returned = returned
+        slot.owes = owes
         job.in_flight += 1
+        job.queued = queued
         job.awaited = None
-        job.in_turn = True
+        job.cleared = None
         del self.waiting[job.ident]
         if waits:
             self.waiting[job.ident] = job  # at the end: the others' turn first
@@ -223,7 +236,7 @@ class Scheduler(Balance):
         delivery = tuple([(Action.DELIVER, job.ident, record) for record in records])
         if done >= packet.count:
             grown = job.grown
-            if ran_ns < _pacing.at_most(job) * _pacing.target(job):
+            if ran_ns < _pacing.stretch(job) * _pacing.target(job):
                 grown = max(grown, min(_pacing.GROWTH * packet.count, MAX_UNITS))
             self._settle(
                 packet,
@@ -244,7 +257,6 @@ class Scheduler(Balance):
         # commit
         packet.state = state
         packet.done = done
-        packet.slot.gave_way = False
         job.settled = settled
         job.unit_ns = unit_ns
         job.returned = returned
@@ -295,11 +307,16 @@ class Scheduler(Balance):
             staff -= 1
         if drained and state is SlotState.RETIRING:
             delivery += ((Action.STOP, slot.ident),)
-        if not drained:
-            heads = iter(slot.packets.values())
-            if next(heads) is packet:
-                self._watch(next(heads), now, alone=len(slot.packets) == 2)
-        gave_way = slot.gave_way and why is not PacketEvent.FINISH
+        unqueued: Job | None = job  # of which a packet less is queued
+        heads = iter(slot.packets.values())
+        if next(heads) is packet:
+            following = next(heads, None)
+            unqueued = None if following is None else following.job
+            if following is not None:
+                self._watch(following, now, alone=len(slot.packets) == 2)
+        owes = slot.owes
+        if why is PacketEvent.FINISH and (drained or not packet.ahead):
+            owes = 0 if drained else max(0, owes - packet.load)
         others = len(self.packets) > 1
         look_at = self.look_at if others else None
         may_steal = others and (drained or self.may_steal)
@@ -313,10 +330,12 @@ class Scheduler(Balance):
         slot.state = state
         slot.load -= packet.load
         slot.size -= packet.size
-        slot.gave_way = gave_way
+        slot.owes = owes
         slot.budget = budget
         self.changed[slot.ident] = slot
         job.in_flight -= 1
+        if unqueued is not None:
+            unqueued.queued -= 1
         job.settled = settled
         job.unit_ns = unit_ns
         job.grown = grown
@@ -342,11 +361,9 @@ class Scheduler(Balance):
         job, slot = packet.job, packet.slot
         state = PACKET_TRANSITIONS[packet.state][PacketEvent.CUT]
         kept = min(kept, packet.count)
-        load = packet.load
-        if (
-            now - packet.since <= _pacing.load(job, kept) + LATE
-        ):  # else it is late, and nobody knows how much more it needs
-            load = min(load, _pacing.load(job, kept))
+        # What is late may need any time.
+        is_late = now - packet.since > _pacing.load(job, kept) + LATE
+        load = packet.load if is_late else min(packet.load, _pacing.load(job, kept))
         less = packet.load - load
         known = job.ident in self.jobs and kept < packet.count
         returned = including(job.returned, (back,)) if known else ()

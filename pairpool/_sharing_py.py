@@ -12,6 +12,8 @@ from __future__ import annotations
 from itertools import chain
 from typing import Any, Final
 
+from pairpool._strikes import came_from_handler
+
 ATOMS: Final = frozenset({int, float, str, bytes, bool, type(None)})
 """Types whose values have no identity worth keeping: equal is the same."""
 
@@ -26,7 +28,9 @@ def is_settled(value: Any, longest: int = LONGEST_KEPT) -> bool:
     kind = type(value)
     try:
         return kind in ATOMS and not ((kind is bytes or kind is str) and len(value) >= longest)
-    except TypeError:  # its class has no hash
+    except Exception as error:  # of its class's hash
+        if came_from_handler(error):
+            raise
         return False
 
 
@@ -47,5 +51,7 @@ def share_nothing(values: list[Any], /) -> bool:
         few = sum(map(len, values)) <= _MOST_PARTS
         apart = kinds == {tuple} or len(set(map(id, values))) == len(values)
         return few and apart and ATOMS.issuperset(map(type, parts))
-    except TypeError:  # a class of theirs has no hash
+    except Exception as error:  # of the hash of one of their classes
+        if came_from_handler(error):
+            raise
         return False

@@ -122,6 +122,7 @@ class Job:
 
     ident: int
     visible: bool  # each result is awaited on its own (imap, submit), not only all together (map)
+    calls: bool = False  # each unit is a call, as much as a job to who made it
     next: int = 0  # first unit never handed out
     ready: int = 0  # units before this one can be handed out
     closed: bool = False  # no more units will become ready
@@ -131,9 +132,8 @@ class Job:
     unit_ns: int = 0  # estimate of a unit's running time; 0 = not known
     grown: int = 1  # units a packet may have by now
     awaited: Slot | None = None  # is not refilled by others until a packet of this one fits
-    in_turn: bool = (
-        True  # False: it is the next, what stood in its way was taken back since nothing of it was under way
-    )
+    queued: int = 0  # packets that lie behind others
+    cleared: Slot | None = None  # where it is the next, what was queued there is being taken back for it
 
     @property
     def waiting(self) -> int:
@@ -179,6 +179,7 @@ class Packet:
     needs: tuple[Any, ...]
     retries: bool  # its outcomes may say that a unit is to run again
     limit: int  # ns that its unit with the least time may take; 0: none has a limit
+    ahead: bool = False  # of what was queued there before
     since: int = 0  # when it became the slot's head, in ns
     look_at: int = 0  # when it is late; 0 = not the slot's head, or nothing to gain from a look
     patience: int = 0  # ns until the next look
@@ -212,7 +213,7 @@ class Slot:
     load: int = 0  # ns of estimated work in flight
     size: int = 0  # bytes in flight
     recalled: bool = True  # nothing was sent since the last recall
-    gave_way: bool = False  # what was queued was taken back for a job that came, and nothing was answered since
+    owes: int = 0  # ns of others' work until it gives way again: as much was sent ahead of that
     lain: int = 0  # ns for which packets lay there that came back untaken, since anything was answered
     asleep: bool = False  # its worker left a packet lying, and has given no sign of life since
     allowance: int = 0  # ns for which it may leave one lying before it is taken to be asleep; 0: for ever

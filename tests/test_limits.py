@@ -229,7 +229,7 @@ def test_a_cancelled_unit_is_asked_ever_more_firmly(limits: Limits, watched: Wat
     watched.at = (1, 3, 5)
     limits.cancel(slot.packets[1], 3, 100)
     rungs = ["CANCELLED", "CANCELLED", "close", "terminate", "kill"]
-    times = [100, 100 + PAUSE, 100 + GRACE + PAUSE, 100 + GRACE + 2 * PAUSE, 100 + 2 * GRACE + 2 * PAUSE]
+    times = [100, 100 + PAUSE, 100 + GRACE, 100 + GRACE + PAUSE, 100 + 2 * GRACE + PAUSE]
     for number, now in enumerate(times):
         assert limits.look_at == now
         limits.look([slot], now - 1)

@@ -120,11 +120,11 @@ def test_who_comes_does_not_take_the_turn_of_others() -> None:
     assert bench.taken() == []
 
 
-def test_a_slot_gives_way_once_between_two_answers() -> None:
-    """Or jobs could take from each other for ever what its worker has not taken yet."""
+def test_a_slot_that_gave_way_does_as_much_for_others_before_it_does_so_again() -> None:
+    """Or a job would stand still beside a row of others, and jobs take from each other for ever what is not begun."""
     bench = Bench(1)
     deep(bench, MILLISECOND)
-    bench.job(2, 100, unit_ns=MILLISECOND)
+    bench.job(2, 1, unit_ns=MILLISECOND)
     bench.send()
     head, *queued = bench.slots[0].packets.values()
     for packet in queued:
@@ -132,13 +132,46 @@ def test_a_slot_gives_way_once_between_two_answers() -> None:
     bench.scheduler.cut(head, 1, bench.now, None)
     bench.send()
     assert len(bench.taken()) == 2
-    assert all(packet.job.in_flight > 1 for packet in bench.slots[0].packets.values())
-    bench.job(3, 1, unit_ns=MILLISECOND)
+    (slot,) = bench.slots
+    assert slot.owes == SHORT_WAIT
+    waiting = bench.job(3, 1, unit_ns=MILLISECOND)
     bench.send()
     assert bench.taken() == []
-    bench.finish(head, unit_ns=MILLISECOND)
+    bench.scheduler.backlog.remove(waiting)
+    while slot.owes:
+        packet = next(iter(slot.packets.values()))
+        owed = slot.owes if packet.ahead else max(0, slot.owes - packet.load)
+        bench.finish(packet, unit_ns=MILLISECOND)
+        assert slot.owes == owed
+        bench.send()
+    bench.taken()
+    bench.job(4, 1, unit_ns=MILLISECOND)
     bench.send()
-    assert (Action.RECALL, 0) in bench.taken()
+    assert (Action.RECALL, slot.ident) in bench.taken()
+
+
+@pytest.mark.parametrize("loops", [1, 3])
+def test_a_long_job_keeps_its_share_beside_rows_of_short_ones(loops: int) -> None:
+    """Each of which comes when the one before it has ended, and is the next."""
+    pool = SimulatedPool(1)
+    long = SimulatedJob([500 * MICROSECOND] * 100_000, visible=False)
+    pool.submit(long, 100_000, closed=True)
+    pool.digest()
+    (worker,) = pool.workers.values()
+    while len(long.fates) < 100:
+        go_on(pool, worker)
+    begun, before, rows = pool.now, len(long.fates), 0
+    short: list[SimulatedJob] = []
+    while pool.now < begun + 2000 * MILLISECOND:
+        short = [job for job in short if not job.finished]
+        while len(short) < loops:
+            short.append(SimulatedJob([10 * MILLISECOND]))
+            pool.submit(short[-1], 1, closed=True)
+            rows += 1
+        go_on(pool, worker)
+    share = (len(long.fates) - before) * 500 * MICROSECOND / (pool.now - begun)
+    assert 0.8 / (loops + 1) < share < 0.9
+    assert rows > 20 * loops
 
 
 def test_nobody_makes_way_where_there_is_little_to_wait_for() -> None:
