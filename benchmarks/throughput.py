@@ -62,7 +62,7 @@ def map_in_default_chunks(rival: Rival, setting: Setting) -> float:
 
 
 def map_dicts(rival: Rival, setting: Setting) -> float:
-    """`map` of a list of 20 000 dicts of three entries with chunksize=1: each item needs a pickle of its own."""
+    """`map` of a list of 20 000 dicts of three entries with chunksize=1, all different."""
 
     def dicts(count: int) -> list[dict[str, Any]]:
         return [{"name": f"item {number}", "value": number, "done": False} for number in range(count)]

@@ -24,7 +24,18 @@ from typing import Final
 
 ROOT: Final = Path(__file__).parents[1]
 
-TESTS: Final = ("framing", "page", "programs", "local", "waiting", "exchange", "slab", "slab_shortages")
+TESTS: Final = (
+    "framing",
+    "page",
+    "sharing",
+    "groups",
+    "programs",
+    "local",
+    "waiting",
+    "exchange",
+    "slab",
+    "slab_shortages",
+)
 
 FLAGS: Final = (
     *("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"),
