@@ -5,13 +5,17 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pairpool._packet import GROUP, Flag, Mode, Status
 from pairpool._strikes import came_from_handler
 
 if TYPE_CHECKING:
     from pairpool._runner import Page, Runner
+
+
+_TOGETHER: Final = frozenset((Mode.SHARED, Mode.GROUPED, Mode.ALIKE))  # items share payloads
+_OF_CALLS: Final = frozenset((Mode.CALLS, Mode.ALIKE))
 
 
 class Units:
@@ -31,7 +35,7 @@ class Units:
         self._definition = definition
         self._first = first
         self._payloads = rest
-        self._together = mode == Mode.SHARED or mode == Mode.GROUPED or mode == Mode.ALIKE
+        self._together = mode in _TOGETHER
         self._items: Any = None  # of these, once loaded
         self.skip_to = 0  # units before this one are not run: an error came before them in their chunk
         self.filters: bytes = b""
@@ -40,7 +44,7 @@ class Units:
     @property
     def of_one_job(self) -> bool:
         """Whether one reader decodes all outcomes, so that they may share a payload."""
-        return self._mode != Mode.CALLS and self._mode != Mode.ALIKE
+        return self._mode not in _OF_CALLS
 
     def run_all(self, page: Page, values: list[Any], apart: dict[int, tuple[int, Any]]) -> None:
         """Appends one value for each unit that can be claimed; `apart` has the outcomes of those that are none.
