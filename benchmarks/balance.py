@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
+from typing import Any
 
 from benchmarks._harness import Case, Setting, Target
-from benchmarks.rivals import STDLIB, Rival
+from benchmarks.rivals import STDLIB, Adapter, Rival
 from benchmarks.work import compute, increment, now
 
 ITEM = 0.0002  # seconds
@@ -61,12 +63,7 @@ def single_beside_map(rival: Rival, setting: Setting) -> float:
     pool = rival.open(setting.workers)
     pool.map(increment, range(1000))
     wait_for_map = pool.map_async(increment, range(count))
-    time.sleep(setting.shorter(AHEAD))
-    called = time.perf_counter()
-    started: float = pool.call_later(now)()
-    wait_for_map()
-    pool.close()
-    return (started - called) * 1000
+    return _start_beside(wait_for_map, pool, setting)
 
 
 def single_beside_long_items(rival: Rival, setting: Setting) -> float:
@@ -77,6 +74,11 @@ def single_beside_long_items(rival: Rival, setting: Setting) -> float:
     pool = rival.open(setting.workers)
     pool.map(compute, [LONG] * 100)
     wait_for_map = pool.map_async(compute, [LONG] * setting.less(1000 * setting.workers))
+    return _start_beside(wait_for_map, pool, setting)
+
+
+def _start_beside(wait_for_map: Callable[[], Any], pool: Adapter, setting: Setting) -> float:
+    """Return after how many ms an item starts that is called for when a map is well under way."""
     time.sleep(setting.shorter(AHEAD))
     called = time.perf_counter()
     started: float = pool.call_later(now)()

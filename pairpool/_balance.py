@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from pairpool._pacing import PATIENCE_LIMIT, SHORT_WAIT, STUCK, stretch
+from pairpool._pacing import PATIENCE_LIMIT, SHORT_WAIT, is_stuck
 from pairpool._roster import Roster
 from pairpool._states import Action, Job, Packet, Slot, SlotState
 
@@ -106,7 +106,7 @@ class Balance:
         load = max(head.load, 2 * (now - head.since))
         more = load - head.load
         patience = min(2 * head.patience, PATIENCE_LIMIT)
-        stuck = load > stretch(head.job) * STUCK
+        stuck = is_stuck(head.job, load)
         look_at = now + patience
         actions: tuple[tuple[Any, ...], ...] = ()
         if head.count - head.done > 1:

@@ -111,14 +111,17 @@ class CallJob:
         )
 
     def _build_alike(self, first: int, limit: int, known: set[int], room: int) -> Body | None:
-        """Calls from `first` on that are of one function and can share a pickle; None where it can share none."""
+        """Calls from `first` on that are of one function and can share a pickle; None where less than half of them can.
+
+        Each packet costs more than what it saves to have one for few.
+        """
         calls = list(map(self.calls.__getitem__, range(first, first + limit)))
         definition = calls[0].definition
         # By place: by name it takes twice as long.
         alike = [call[0] is definition and type(call[1]) is tuple and call[3] is None for call in calls]
         if False in alike:
             del calls[alike.index(False) :]
-        if definition is None or len(calls) < 2:
+        if definition is None or len(calls) < 2 or 2 * len(calls) < limit:
             return None
         carried = riding(known, (definition,), ())
         data = self._encoder.dumps_atoms([call[1] for call in calls])

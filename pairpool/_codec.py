@@ -236,7 +236,7 @@ class Encoder:
 
     @staticmethod
     def dumps_atoms(items: Sequence[Any]) -> bytes:
-        """Pickle a list, tuple or range for which `is_atoms` holds. Runs no code of the user's."""
+        """Pickle together what can share a pickle, atoms or containers of them. Runs no code of the user's."""
         return pickle.dumps(items, PROTOCOL)
 
     decode_value: Final = staticmethod(decode_result)

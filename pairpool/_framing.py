@@ -31,7 +31,7 @@ from collections import deque
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
-from pairpool._sharing_py import ATOMS as ATOMS, is_settled as is_settled  # noqa: PLC0414
+from pairpool import _sharing_py
 from pairpool.errors import FramingError
 
 if TYPE_CHECKING:
@@ -71,6 +71,8 @@ receive = twin.receive
 await_message = twin.await_message
 wait_ready = twin.wait_ready
 
+ATOMS: Final = _sharing_py.ATOMS
+is_settled = _sharing_py.is_settled
 share_nothing = twin.share_nothing
 
 MAPPINGS_KEEP_DESCRIPTORS: Final = twin.MAPPINGS_KEEP_DESCRIPTORS

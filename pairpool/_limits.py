@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 UNHURRIED = 100_000_000  # ns after which, at the earliest, it is looked again where nothing of ours runs
 PAUSE = 50_000_000  # ns that a worker has to take notice, or to write down its stack before it is killed
-GRACE = 1_000_000_000  # ns that a cancelled unit has to end after it was told again, and its worker after SIGTERM
+GRACE = 1_000_000_000  # ns that a cancelled unit has to end after it was interrupted, and its worker after SIGTERM
 
 
 class Rung(Enum):

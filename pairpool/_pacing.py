@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from pairpool._states import Job, Slot, SlotState
 
 # ns a packet should take to run: long against what it costs (60 us of the caller's processor where that is not warm),
@@ -86,9 +88,16 @@ def fits(job: Job, slot: Slot, times: int) -> bool:
     return unit_ns < DEPTH and slot.load <= times * DEPTH - unit_ns
 
 
-def is_at_work(slot: Slot) -> bool:
-    """Whether a slot that was busy will take another packet."""
-    return (slot.state is SlotState.BUSY or slot.state is SlotState.IDLE) and slot.budget != 0 and not slot.asleep
+def is_stuck(job: Job, load: int) -> bool:
+    """Whether a packet of a job, by what it is taken to need, takes so long that nothing should wait behind it."""
+    return load > stretch(job) * STUCK
+
+
+def comes_free(slot: Slot) -> bool:
+    """Whether a slot that is being cleared will take another packet before long."""
+    if slot.budget == 0 or slot.asleep or slot.state not in (SlotState.BUSY, SlotState.IDLE):
+        return False
+    return not any(is_stuck(head.job, head.load) for head in islice(slot.packets.values(), 1))
 
 
 def may_have_room(slot: Slot) -> bool:

@@ -54,8 +54,8 @@ class Mode(IntEnum):
     SEPARATE = 1  # every unit one item with a pickle of its own
     CHUNKS = 2  # every unit a list of items in one pickle, run in order, over at the first error
     CALLS = 3  # every unit the arguments of one call
-    ALIKE = 5  # calls of one function: every unit the arguments of one, all in one pickle
     GROUPED = 4  # every unit one item, some in one pickle: as SHARED, but pickled before the packet was made
+    ALIKE = 5  # calls of one function: every unit the arguments of one, all in one pickle
 
 
 class Flag:

@@ -63,13 +63,15 @@ class Prepared:
         """Payloads of groups, as far as there is room for them, and how many units from `first` on are in them."""
         payloads: list[bytes] = []
         units = 0
-        while units < limit and (first + units) // GROUP in self._groups:
-            group, _ = self._groups[(first + units) // GROUP]
+        for number in range(first // GROUP, (first + limit - 1) // GROUP + 1):
+            if number not in self._groups:
+                break
+            group, _ = self._groups[number]
             room -= len(group.data) + BUFFER_ROOM
             if room < 0 and payloads:
                 break
             payloads.append(group.data)
-            units += group.units - (first + units) % GROUP
+            units = number * GROUP + group.units - first
         return payloads, min(units, limit)
 
     def settle(self, first: int, units: int) -> None:

@@ -98,7 +98,7 @@ class Scheduler(Balance):
             alone = len(self.waiting) == 1 and job.in_flight == len(self.packets)
             times = _pacing.stretch(job) if alone else 1
             slot = job.cleared
-            if slot is not None and not _pacing.is_at_work(slot):
+            if slot is not None and not _pacing.comes_free(slot):
                 job.cleared = slot = None
             if slot is not None and len(slot.packets) > 1:
                 reserved += (slot,)  # it is being taken back

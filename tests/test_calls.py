@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from pairpool import Retry, TaskCancelledError, WorkerLostError, _calls
+from pairpool._codec import Encoder
 from pairpool._packet import Mode
+from pairpool.results import AsyncResult
 from receiving import PATIENCE
 from tasks import Line, add, fail_at_zero, identity, wait_for
 
@@ -171,3 +173,14 @@ def test_where_there_is_little_room_fewer_go_together(
     gate.tell(b"g")
     assert held.result(PATIENCE) == b"g"
     assert [future.result(PATIENCE) - 1 for future in futures] == large
+
+
+def test_few_that_are_alike_go_with_the_others() -> None:
+    """A packet for each two or three would cost more than what is saved."""
+    encoder = Encoder()
+    job = _calls.CallJob(encoder)
+    functions = [encoder.definition(add)] * 3 + [encoder.definition(identity)] * 3
+    sink: Any = AsyncResult(*[None] * 4)  # type: ignore[arg-type]
+    job.calls = {unit: _calls.Call(functions[unit % 6], (unit, 1), sink) for unit in range(60)}
+    assert job.build(0, 60, set(), 1 << 18).units == 60
+    assert job.build(0, 6, set(), 1 << 18).units == 3

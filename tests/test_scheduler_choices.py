@@ -174,6 +174,27 @@ def test_a_long_job_keeps_its_share_beside_rows_of_short_ones(loops: int) -> Non
     assert rows > 20 * loops
 
 
+def test_nobody_waits_for_a_slot_that_cannot_be_cleared() -> None:
+    """What is queued there did not come back, and what runs hangs: he who waits for it goes elsewhere."""
+    bench = Bench(2)
+    deep(bench, MILLISECOND)
+    short = bench.job(2, 1, unit_ns=MILLISECOND)
+    bench.send()
+    hung = short.cleared
+    assert hung is not None
+    (other,) = [slot for slot in bench.slots if slot is not hung]
+    bench.now = 1
+    while short.cleared is hung and bench.now < 1000 * MILLISECOND:
+        bench.now += MILLISECOND
+        bench.scheduler.late(bench.now)
+        bench.send()
+    assert short.cleared is not hung
+    while short.in_flight == 0:
+        bench.finish(next(iter(other.packets.values())), unit_ns=MILLISECOND)
+        bench.send()
+    assert short in [packet.job for packet in other.packets.values()]
+
+
 def test_nobody_makes_way_where_there_is_little_to_wait_for() -> None:
     """To take it back costs more than the wait."""
     bench = Bench(1)
