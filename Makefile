@@ -30,7 +30,7 @@ unexport PYTHONDONTWRITEBYTECODE
 ifndef SIDE_BY_SIDE
 .NOTPARALLEL:
 endif
-.PHONY: help demo test lint typecheck suite suite-c suite-python versions bench soak fuzz sanitize clean
+.PHONY: help demo test lint typecheck suite suite-c suite-python suite-once versions bench soak fuzz sanitize clean
 
 help: ## say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -40,7 +40,7 @@ demo: $(VENV)/.installed ## count the tokens and names of the standard library, 
 	@$(BIN)/python examples/count_stdlib.py
 
 test: lint typecheck ## all of the following
-	@$(SIDE_BY_SIDE_MAKE) suite-c suite-python $(VERSIONS:%=version-%)
+	@$(SIDE_BY_SIDE_MAKE) suite-c suite-python suite-once $(VERSIONS:%=version-%)
 
 lint: $(VENV)/.installed-dev ## style
 	$(BIN)/ruff check .
@@ -51,9 +51,8 @@ typecheck: $(VENV)/.installed-dev ## types
 	$(BIN)/mypy benchmarks examples fuzz soak
 
 suite: $(VENV)/.installed-dev ## the whole suite, once with each twin of the framing, side by side
-	@$(SIDE_BY_SIDE_MAKE) suite-c suite-python
+	@$(SIDE_BY_SIDE_MAKE) suite-c suite-python suite-once
 
-# What is the same with either twin the suite has that is always run.
 suite-c: $(VENV)/.installed-dev
 	@if $(BIN)/python -c 'import pairpool._framing_c' 2>/dev/null; then \
 		echo "== suite with the framing in C"; \
@@ -64,7 +63,11 @@ suite-c: $(VENV)/.installed-dev
 
 suite-python: $(VENV)/.installed-dev
 	@echo "== suite with the framing in Python"
-	PAIRPOOL_EXTENSION=0 $(BIN)/python -m pytest $(PYTEST_OPTIONS)
+	PAIRPOOL_EXTENSION=0 $(BIN)/python -m pytest $(PYTEST_OPTIONS) -m 'not once'
+
+suite-once: $(VENV)/.installed-dev
+	@echo "== what is the same with either twin of the framing"
+	$(BIN)/python -m pytest $(PYTEST_OPTIONS) -m once
 
 # Each further version is a target of its own (version-3.12). It does nothing where that interpreter
 # is missing, or is the one that the whole suite has run on.

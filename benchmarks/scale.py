@@ -6,12 +6,13 @@ import os
 import statistics
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from benchmarks._harness import Case, Setting, Target
 from benchmarks.latency import start_call_stop
-from benchmarks.rivals import EXECUTOR, NO_SUCH_CALL, OURS, STDLIB, LeftOut, Rival
+from benchmarks.rivals import EXECUTOR, NO_SUCH_CALL, OURS, STDLIB, Adapter, LeftOut, Rival
 from benchmarks.throughput import map_singly
 from benchmarks.work import doze, echo, element, increment, report_start
 
@@ -84,8 +85,16 @@ def _resident_memory() -> int:
 
 
 def rate_by_workers(rival: Rival, setting: Setting) -> float:
-    """`map` of 20 000 ints with chunksize=1, as in the table, with more and more workers."""
-    return map_singly(rival, setting.with_workers(setting.point))
+    """`map` of 20 000 ints with chunksize=1, as in the table, with more and more workers, all of which are up."""
+    reading, writing = os.pipe()
+
+    def open_and_wait(workers: int) -> Adapter:
+        pool = rival.open(workers, report_start, (writing,))
+        pool.map(increment, [0])  # some start their workers only then
+        _read_exactly(reading, workers)
+        return pool
+
+    return map_singly(replace(rival, open=open_and_wait), setting.with_workers(setting.point))
 
 
 def start_by_workers(rival: Rival, setting: Setting) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from math import isqrt
 
 from pairpool._states import Job, Slot, SlotState
 
@@ -10,7 +11,8 @@ from pairpool._states import Job, Slot, SlotState
 # short against a wait. Where nobody waits for a single result it may be longer: its tail can be taken back.
 TARGET_ALONE = 1_000_000
 TARGET_TOGETHER = 4_000_000
-SHORTEST = 30_000  # ns below which a packet is not made shorter only to share work out evenly
+COST = 60_000  # ns that a packet takes of the caller, by and large
+GATHERED = 30_000  # ns of work that units amount to before they follow others of their job, of which they need not wait
 DEPTH = 12_000_000  # ns of work a slot may hold: two or three GIL switch intervals (5 ms each)
 # Times as long, and as deep, where nobody waits for a single result, and no other job is at work or waits: what is in
 # the way of one that comes is taken back (_balance.py).
@@ -48,11 +50,12 @@ def units_at_once(job: Job, slots: int, times: int) -> int:
     """Units that the next packet of a job should have. `times`: by which its usual length is stretched."""
     if not job.unit_ns:
         return 1
-    fair_share = job.waiting // (slots << job.closed)
-    shortest = SHORTEST // job.unit_ns
-    if not job.settled:  # the estimate is that of an earlier job: all slots begin, in case that it is wrong
-        shortest = min(shortest, -(-job.ready // slots))
-    return max(1, min(job.grown, times * target(job) // job.unit_ns, max(fair_share, shortest)))
+    waiting = job.waiting
+    fair_share = waiting // (slots << job.closed)
+    # All together n packets take COST * n of the caller, and then the last its n-th part of the work. That is least
+    # where each takes this long, which among many slots is more than their shares.
+    worthwhile = isqrt(COST * waiting * job.unit_ns) // job.unit_ns
+    return max(1, min(job.grown, times * target(job) // job.unit_ns, max(fair_share, worthwhile)))
 
 
 def load(job: Job, units: int) -> int:
@@ -74,7 +77,7 @@ def gathers(job: Job, slot: Slot) -> bool:
     """
     return (
         not job.closed
-        and job.waiting * job.unit_ns < SHORTEST
+        and job.waiting * job.unit_ns < GATHERED
         and any(packet.job is job for packet in slot.packets.values())
     )
 

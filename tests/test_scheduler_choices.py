@@ -8,12 +8,14 @@ import pytest
 
 from bench import MICROSECOND, MILLISECOND, Bench
 from pairpool._pacing import (
+    COST,
     DEPTH,
+    GATHERED,
     GROWTH,
+    LATE,
     LEARNING,
     MAX_UNITS,
     SHORT_WAIT,
-    SHORTEST,
     TARGET_ALONE,
     TARGET_TOGETHER,
     UNDISTURBED,
@@ -60,11 +62,11 @@ def test_short_units_of_an_open_job_go_ahead_together() -> None:
     job = bench.job(1, 1, closed=False, unit_ns=MICROSECOND)
     job.grown = MAX_UNITS
     (first,) = bench.send()
-    bench.scheduler.backlog.feed(job, SHORTEST // MICROSECOND, closed=False)
+    bench.scheduler.backlog.feed(job, GATHERED // MICROSECOND, closed=False)
     assert bench.send() == []
-    bench.scheduler.backlog.feed(job, SHORTEST // MICROSECOND + 1, closed=False)
+    bench.scheduler.backlog.feed(job, GATHERED // MICROSECOND + 1, closed=False)
     (second,) = bench.send()
-    assert second.count == SHORTEST // MICROSECOND
+    assert second.count == GATHERED // MICROSECOND
     bench.scheduler.backlog.feed(job, job.ready + 1, closed=False)
     bench.finish(first)
     bench.finish(second)
@@ -260,28 +262,53 @@ def test_packets_of_a_growing_job_are_not_sent_far_ahead() -> None:
 
 
 def test_the_last_units_are_shared_out() -> None:
-    """Near the end of a job packets shrink, so that every slot has some of it; but not to the tiniest."""
+    """Near the end of a job packets shrink, so that every slot has some of it."""
     bench = Bench(4)
-    job = bench.job(1, 64, unit_ns=SHORTEST)
+    job = bench.job(1, 64, unit_ns=COST)
     job.grown = MAX_UNITS
     sent = bench.send()
     assert {packet.slot.ident for packet in sent} == {0, 1, 2, 3}
     assert max(packet.count for packet in sent) <= 64 // 4
-    tiny = bench.job(2, 1, closed=False, unit_ns=SHORTEST // 10)
-    tiny.grown = MAX_UNITS
-    (first,) = bench.send()
-    bench.finish(first, unit_ns=SHORTEST // 10)
-    bench.scheduler.backlog.feed(tiny, 11, closed=True)
-    assert [packet.count for packet in bench.send()] == [10]
 
 
-def test_what_is_known_of_an_earlier_job_leaves_no_slot_without_units() -> None:
-    """A job that is expected to be tiny is shared out, however short that makes its packets."""
+@pytest.mark.parametrize("slots", [16, 1000])
+def test_a_job_has_no_more_packets_than_it_is_worth(slots: int) -> None:
+    """However many slots there are, a job that is short against what packets cost is not shared out among all."""
+    bench = Bench(slots)
+    job = bench.job(1, 10_000, unit_ns=COST // 1000)
+    job.grown = MAX_UNITS
+    assert [packet.count for packet in bench.send()] == [3162, 2614, 2055, 1472, 697]
+    alone = bench.job(2, 900, unit_ns=COST // 1000)
+    alone.grown = MAX_UNITS
+    assert [packet.count for packet in bench.send()] == [900]
+
+
+def test_a_guess_that_was_bad_is_made_up_for() -> None:
+    """What was taken to be tiny, and has given no sign in time, is shared out by how long it takes in truth."""
     bench = Bench(4)
-    tiny = bench.job(1, 10, unit_ns=SHORTEST // 10)
-    tiny.grown = MAX_UNITS
-    assert [packet.count for packet in bench.send()] == [3, 3, 3, 1]
-    assert {slot.load for slot in bench.slots} == {3 * SHORTEST // 10, SHORTEST // 10}
+    job = bench.job(1, 10, unit_ns=MICROSECOND)
+    job.grown = MAX_UNITS
+    (packet,) = bench.send()
+    bench.now = packet.look_at
+    bench.scheduler.late(bench.now)
+    assert (Action.LOOK, packet.slot.ident, packet.ident, True) in bench.taken()
+    bench.scheduler.cut(packet, 1, bench.now, None)
+    assert job.unit_ns == bench.now > LATE
+    shared_out = bench.send()
+    assert [each.count for each in shared_out] == [1] * 9
+    assert {each.slot.ident for each in shared_out} == {0, 1, 2, 3}
+
+
+def test_a_pause_is_not_taken_for_a_bad_guess() -> None:
+    """Where outcomes have told how long units take, one worker that makes no headway does not make them longer."""
+    bench = Bench(2)
+    job = bench.job(1, 1000, unit_ns=MICROSECOND)
+    job.grown = 300
+    first, second = bench.send()[:2]
+    bench.finish(first)
+    bench.now = second.look_at
+    bench.scheduler.cut(second, 1, bench.now, None)
+    assert job.unit_ns == MICROSECOND
 
 
 def test_a_slot_is_as_deep_as_time_says() -> None:
