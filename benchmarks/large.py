@@ -29,7 +29,7 @@ def rate_of_arrays(rival: Rival, setting: Setting, size: int, count: int) -> flo
     arrays = _arrays(size, count)
     pool = rival.open(setting.workers)
     _import_numpy(pool, setting)
-    _take_back(pool, arrays[: max(4 * setting.workers, count // 10)])
+    _take_back(pool, arrays)
     begun = time.perf_counter()
     _take_back(pool, arrays)
     taken = time.perf_counter() - begun
@@ -63,15 +63,15 @@ def _take_back(pool: Adapter, arrays: list[Any]) -> None:
 def out_and_back_8_mb(rival: Rival, setting: Setting) -> float:
     """`imap` of 24 arrays of 8 MB with chunksize=1, which the worker gives back; bytes out and bytes back by time.
 
-    Each array is another one, and the pool is warm: it has had a third of them before. Each result is dropped before
-    the next is asked for. Executors: `map` with chunksize=1, whose results are dropped as well; pebble: `map`; joblib:
+    Each array is another one, and the pool is warm: it has had all of them before. Each result is dropped before the
+    next is asked for. Executors: `map` with chunksize=1, whose results are dropped as well; pebble: `map`; joblib:
     `return_as="generator"`.
     """
     return rate_of_arrays(rival, setting, setting.less(8 * MEGABYTE), setting.less(24))
 
 
 def out_and_back_64_mb(rival: Rival, setting: Setting) -> float:
-    """As with 8 MB, but 4 arrays of 64 MB, all of which the pool has had before."""
+    """As with 8 MB, but 4 arrays of 64 MB."""
     return rate_of_arrays(rival, setting, setting.less(64 * MEGABYTE), setting.less(4))
 
 

@@ -246,9 +246,11 @@ class Encoder:
         """Bytes of those results that are large; of small ones, which are many, nobody has to know."""
         if _WITHOUT_SLAB.issuperset(map(type, pickles)) and sum(map(len, pickles)) <= LARGEST_SMALL:
             return 0
-        sizes = [len(each) for each in pickles if type(each) in _WITHOUT_SLAB]  # errors have none
-        sizes += [each.weight for each in pickles if type(each) is Arrived]
-        return sum([size for size in sizes if size > LARGEST_SMALL])
+        size = 0
+        for each in pickles:  # errors have none
+            large = each.weight if type(each) is Arrived else len(each) if type(each) in _WITHOUT_SLAB else 0
+            size += large if large > LARGEST_SMALL else 0
+        return size
 
     decode_plain: Final = staticmethod(pickle.loads)
     """Returns a result of those that `are_plain`."""

@@ -106,9 +106,13 @@ class OwnedDescriptors(tuple[int, ...]):  # noqa: SLOT001  (a tuple cannot have 
 
     def __new__(cls, owners: Sequence[Owner]) -> Self:
         """Own the descriptors of these."""
-        owned = super().__new__(cls, (owner.fileno() for owner in owners))
+        owned = super().__new__(cls, map(Owner.fileno, owners))
         owned._owners = owners
         return owned
+
+    def and_that_of(self, owner: Owner) -> OwnedDescriptors:
+        """Return these and another, which is the last; whoever has them keeps them open."""
+        return OwnedDescriptors([*self._owners, owner])
 
     def close(self) -> None:
         """Close them. A second call does nothing."""

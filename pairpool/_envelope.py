@@ -136,6 +136,13 @@ class Sorter:
         self.buffers: list[memoryview] = []
         self._in_band = in_band
 
+    def take(self) -> list[memoryview]:
+        """Those that it has, which it has no more."""
+        taken = self.buffers
+        if taken:
+            self.buffers = []
+        return taken
+
     def __call__(self, buffer: pickle.PickleBuffer) -> bool:
         """True where it is to be in the pickle."""
         try:

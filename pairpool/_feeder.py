@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from pairpool._dispatch import Dispatcher
     from pairpool._jobs import BatchJob
 
-MUCH = 1 << 23  # bytes of large payloads under way, beyond which a job keeps ready what its slots can soon begin
+MUCH = 16 << 20  # bytes of large payloads under way, beyond which a job keeps ready what its slots can soon begin
+HUGE = 1 << 21  # bytes of one, on average, of which it keeps no more ready in any case
 LOW = 4  # of what may be ready a quarter is little: each wake-up takes the GIL from somebody
 TINY = 10_000  # ns that an item takes for which it matters that it shares a pickle with others
 LOOK = 2_000_000  # ns of feeding after which a caller who feeds takes in what has come
@@ -121,15 +122,16 @@ class Feeder:
         weight = self._weight - self.job.prepared.settled_weight
         if self._consumer is not None and not self._dispatcher.joining and not self._consumer.wants(self._fed, weight):
             return False
-        if mark * weight <= MUCH:
+        under_way, limit = self._fed - plan.settled, transit_limit()
+        if under_way < 1:
+            return True
+        # Of this two thirds are little: until who feeds has the GIL the slots have need of that.
+        if weight <= HUGE * under_way and (weight if mark == 1 else 3 * weight // 2) <= min(MUCH, limit):
             return True
         # What is large is kept ready for each slot and no more, so that its slabs are soon used again; and where that
         # would take too much of the memory, less.
-        under_way = self._fed - plan.settled
-        if under_way < 1:
-            return True
         most = slots if mark > 1 else 2 * slots - 1
-        return under_way <= most and weight // under_way * (under_way + 1) <= transit_limit()
+        return under_way <= most and weight // under_way * (under_way + 1) <= limit
 
     def _appetite(self, slots: int) -> int:
         """Units to keep ready: what all slots may hold, and as much again."""

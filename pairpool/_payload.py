@@ -78,6 +78,6 @@ def payload_of(
     data, slab, end = pack(large, put, len(descriptors))
     if slab is None:
         return Payload(data, needs, None, descriptors, uses, 0, True)
-    payload = Payload(data, needs, None, descriptors.and_those_of([OwnedDescriptors([slab])]), uses, end, True)
+    payload = Payload(data, needs, None, descriptors.and_that_of(slab), uses, end, True)
     register(payload)  # a child that is forked while it waits would keep the slab
     return payload

@@ -57,13 +57,14 @@ class PlainPickler:
         idle = self._idle
         dump, clear_memo, written, sorter = pickler = self._take()
         dump(obj)
-        if len(written) == 1 and len(written[0]) <= LARGEST_SMALL and not sorter.buffers:
-            data: bytes = written[0]
-            clear_memo()
-            written.clear()
-            idle.append(pickler)
-            return data
-        return Large.written(written, sorter.buffers)
+        if len(written) > 1 or len(written[0]) > LARGEST_SMALL:
+            return Large.written(written, sorter.buffers)
+        data: bytes = written[0]
+        buffers = sorter.take()
+        clear_memo()
+        written.clear()
+        idle.append(pickler)
+        return Large((data,), buffers) if buffers else data
 
     def dumps_each(self, objs: Iterable[object], pickled: list[bytes]) -> Large | None:
         """Append the pickle of each object to `pickled`, up to the first that names something in the main module.
@@ -73,18 +74,21 @@ class PlainPickler:
         """
         idle = self._idle
         dump, clear_memo, written, sorter = pickler = self._take()
+        large = None
         for obj in objs:
             dump(obj)
-            if len(written) > 1 or len(written[0]) > LARGEST_SMALL or sorter.buffers:
+            if len(written) > 1 or len(written[0]) > LARGEST_SMALL:
                 return Large.written(written, sorter.buffers)
             data = written[0]
+            if sorter.buffers:
+                large = Large((data,), sorter.take())
             clear_memo()
             written.clear()
-            if GLOBAL in data and MAIN in data:
+            if large is not None or (GLOBAL in data and MAIN in data):
                 break
             pickled.append(data)
         idle.append(pickler)
-        return None
+        return large
 
     def _take(self) -> _Pickler:
         """A pickler that nobody uses. It is kept in what was `_idle` before, so that it never is with newer ones."""

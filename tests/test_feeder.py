@@ -12,15 +12,17 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain, count
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 import pairpool
-from large import LARGE
+from large import LARGE, MIB
 from pairpool import _feeder, _framing
 from pairpool._dispatch import Dispatcher
 from pairpool._packet import GROUP
+from pairpool._payload import Payload
+from pairpool._states import Job
 from receiving import PATIENCE
 from tasks import identity
 
@@ -93,6 +95,39 @@ def test_several_threads_take_results(make_pool: MakePool, face: str) -> None:
     with ThreadPoolExecutor(4) as executor:
         parts = [future.result(PATIENCE) for future in [executor.submit(list, results) for _ in range(4)]]
     assert sorted(chain(*parts)) == sorted(pickled) == list(range(2000))
+
+
+@pytest.mark.parametrize(
+    ("size", "slots", "memory", "most", "little"),
+    [
+        pytest.param(MIB // 4, 2, 100 * MIB, 65, 42, id="many that are not so large"),
+        pytest.param(MIB, 2, 100 * MIB, 17, 10, id="fewer that are larger"),
+        pytest.param(MIB, 64, 100 * MIB, 100, 64, id="one for each of many slots"),
+        pytest.param(MIB // 4, 2, 4 * MIB, 17, 10, id="as much as memory allows"),
+        pytest.param(8 * MIB, 2, 100 * MIB, 4, 2, id="two for each slot"),
+        pytest.param(8 * MIB, 2, 20 * MIB, 2, 1, id="few"),
+        pytest.param(80 * MIB, 2, 20 * MIB, 1, 0, id="one that is larger than all memory that there may be"),
+    ],
+)
+def test_what_is_large_is_kept_ready_by_its_bytes(
+    monkeypatch: pytest.MonkeyPatch, size: int, slots: int, memory: int, most: int, little: int
+) -> None:
+    """So much of it is under way, and who feeds is woken when so little is."""
+    monkeypatch.setattr(_feeder, "transit_limit", lambda: memory)
+    plan = Job(1, visible=True, unit_ns=1000)
+    job = SimpleNamespace(plan=plan, unit=1, digesting=False, prepared=SimpleNamespace(settled_weight=0))
+    dispatcher = SimpleNamespace(scheduler=SimpleNamespace(slots=range(slots)), joining=False, drain=int, starving=0)
+    feeder = _feeder.Feeder(cast("Any", dispatcher), cast("Any", job), ())
+    while feeder.hungry():
+        feeder._units = [None]
+        feeder._leave([Payload(b"", weight=size, large=True)])
+        plan.next += 1
+    assert plan.next == most
+    assert not feeder.is_low()
+    while not feeder.is_low():
+        plan.settled += 1
+        job.prepared.settled_weight += size
+    assert plan.next - plan.settled == little
 
 
 def leave() -> None:
