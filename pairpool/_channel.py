@@ -25,9 +25,9 @@ SPILLED: Final = 255  # kind of the message that says where another one lies; no
 BUFFER_SIZE: Final = 212_992  # bytes of SO_SNDBUF: what an unprivileged process gets on most machines
 OVERHEAD: Final = 1024  # bytes that the kernel charges for a message besides its own, at most, for small ones
 
+MOST_READ: Final = 1 << 17  # bytes of a spilled message up to which it is read and not mapped
+
 _LENGTH: Final = struct.Struct("<Q")
-# What is in it may wait for long to be asked for: it should have no descriptor meanwhile.
-_READ: Final = _slab.copy if _framing.MAPPINGS_KEEP_DESCRIPTORS else _slab.content
 
 
 def socketpair() -> tuple[socket.socket, socket.socket]:
@@ -86,7 +86,7 @@ def decode(message: Any, descriptors: tuple[int, ...]) -> tuple[int, int, list[m
     (length,) = _LENGTH.unpack(buffers[0])
     try:
         _slab.check(descriptors[0], length)
-        content = _READ(descriptors[0], length)
+        content = _content(descriptors[0], length)
     except (OSError, ValueError) as error:
         if came_from_handler(error):
             raise
@@ -95,3 +95,10 @@ def decode(message: Any, descriptors: tuple[int, ...]) -> tuple[int, int, list[m
     if spilled_ident != ident or kind == SPILLED:
         raise FramingError("a spilled message is not the one told")
     return kind, ident, buffers, descriptors[1:]
+
+
+def _content(descriptor: int, length: int) -> Any:
+    # What is in it may wait for long to be asked for: it should have no descriptor meanwhile.
+    if length <= MOST_READ or _framing.MAPPINGS_KEEP_DESCRIPTORS:
+        return _slab.copy(descriptor, length)
+    return _slab.content(descriptor, length)

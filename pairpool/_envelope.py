@@ -19,13 +19,14 @@ from typing import Any, Final, NamedTuple
 
 from pairpool._descriptors import Owner
 from pairpool._passing import ArrivedSlab, Slab, claim, of_descriptors, with_arrivals
-from pairpool._slab import SMALL, Put, layout
+from pairpool._slab import Put, layout
 from pairpool._strikes import came_from_handler
 
 PROTOCOL: Final = 5
-# Bytes of a pickle that travels with others; a larger one has a slab of its own. (Up to that size a receiver would read
-# it from there, too, and not map it.)
-LARGEST_TOGETHER: Final = SMALL
+# Bytes of a pickle that travels with others; a larger one has a slab of its own.
+LARGEST_TOGETHER: Final = 1 << 17
+# Bytes of a buffer that stays in the pickle; a larger one goes out of band, into such a slab.
+LARGEST_IN_BAND: Final = 1 << 16
 # Bytes of a pickle that does not count where memory is bounded, and of a buffer of which each sharer has its own.
 LARGEST_SMALL: Final = 30 * 1024
 # Bytes of a pickle of several items: any of them may be sent alone, and all go along.
@@ -131,7 +132,7 @@ def _open(data: Any) -> Any:
 class Sorter:
     """Tells a pickler which buffers go out of band, and keeps them."""
 
-    def __init__(self, in_band: int = LARGEST_TOGETHER) -> None:
+    def __init__(self, in_band: int = LARGEST_IN_BAND) -> None:
         """`in_band`: bytes up to which a buffer stays in the pickle."""
         self.buffers: list[memoryview] = []
         self._in_band = in_band

@@ -29,7 +29,7 @@ from pairpool._states import Sent
 from pairpool._strikes import came_from_handler
 
 THE_ONE = (OutcomeMode.SEPARATE, 0, 1)  # mode, offset and number of outcomes that are one call's
-SHORT = 25_000  # ns that calls may take, by our estimate, so that this is worth trying
+SHORT = 100_000  # ns that calls may take, by our estimate, so that this is worth trying
 
 
 class Exchange(Answers):

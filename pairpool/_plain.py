@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 from pairpool import _framing
-from pairpool._envelope import LARGEST_GROUP, LARGEST_SMALL, LARGEST_TOGETHER, PROTOCOL, Large, Sorter
+from pairpool._envelope import LARGEST_GROUP, LARGEST_IN_BAND, LARGEST_SMALL, PROTOCOL, Large, Sorter
 from pairpool._passing import Reducer, extra_reducers
 from pairpool._strikes import came_from_handler
 
@@ -43,7 +43,7 @@ _Pickler = tuple[Callable[[Any], None], Callable[[], None], list[Any], Sorter]
 class PlainPickler:
     """Pickles as the stdlib's pool does, with what is registered with `multiprocessing.reduction`."""
 
-    def __init__(self, adapt: Callable[[Reducer], Reducer], in_band: int = LARGEST_TOGETHER) -> None:
+    def __init__(self, adapt: Callable[[Reducer], Reducer], in_band: int = LARGEST_IN_BAND) -> None:
         """`adapt` is asked once for each registered reducer for what to use in its place; `in_band`: see `Sorter`."""
         self._adapt = adapt
         self._in_band = in_band

@@ -52,7 +52,6 @@ MOST_AT_ONCE: Final = 1 << 30  # bytes: what one read(2) or write(2) takes is li
 MOST_KEPT: Final = 1 << 28  # bytes of slabs in an arena, used or not
 MOST_SLABS: Final = 128  # in an arena: each has a descriptor, or two
 KEPT: Final = 1_000_000_000  # ns that they stay there from the last use on
-SMALL: Final = 1 << 17  # bytes that are read in less time than it takes to map and unmap them
 LOOKED_AT: Final = 4  # slabs, those that were lent longest, before another one is made
 LOWEST: Final = 16  # descriptor that one may have in any case, without a look at the limit
 HIGHEST: Final = 512  # descriptor that a slab may have: programs wait with select(2), which knows of 1024
@@ -274,8 +273,6 @@ def content(descriptor: int, size: int) -> Any:
     Raises OSError or MemoryError where there is no room for a copy either.
     """
     frozen = bool(_framing.slab_seals(descriptor, size) & fcntl.F_SEAL_WRITE)
-    if size <= SMALL and not frozen:
-        return copy(descriptor, size)
     if len(_own) + len(_common) < _MOST_MAPPED and not _would_be_high(descriptor):
         known = _common if frozen else _own
         try:

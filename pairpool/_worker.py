@@ -30,19 +30,20 @@ from pairpool._outbox import Outbox
 from pairpool._packet import OUTCOMES_HEAD, PLACED, Flag, Kind, OutcomeMode, Status
 from pairpool._page import DUMP_SIGNAL, Page
 from pairpool._runner import Runner
-from pairpool._slab import KEPT, SMALL, Arena, Put
+from pairpool._slab import KEPT, Arena, Put
 from pairpool.errors import PairpoolError
 
 if TYPE_CHECKING:
     from pairpool._memory import Gauge, Limit
     from pairpool._surroundings import WorkerSetup
 
-SPIN = 50e-6  # seconds a worker keeps looking for its next packet before it sleeps: less than a wake-up costs
+SPIN = 100e-6  # seconds a worker keeps looking for its next packet before it sleeps: what a wake-up costs
 CONTROL_EVERY = 64  # packets after which the control channel is read even if the next packet is there already
 
 IDLE = KEPT // 1_000_000  # ms without work after which a worker gives back the memory of its slabs
 
-BULK = SMALL - 4096  # bytes of results in a message: those of a map wait in it, which should take no mapping
+# Bytes of results in a message: those of a map wait in it, which should take no mapping.
+BULK = _channel.MOST_READ - 4096
 
 _SOME_LOST = int(socket.MSG_CTRUNC)  # descriptors; plain: an `&` with the module's flags is a microsecond
 _PAYLOADS = 2  # place of the first payload among the buffers of outcomes that have one each

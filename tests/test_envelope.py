@@ -18,7 +18,7 @@ from codec_things import arrive, whole
 from pairpool import _slab
 from pairpool._by_value import DefinitionPickler
 from pairpool._codec import Decoder, Encoder, decode_result, encode_result
-from pairpool._envelope import LARGEST_TOGETHER, Large, pack
+from pairpool._envelope import LARGEST_IN_BAND, LARGEST_TOGETHER, Large, pack
 from pairpool._payload import Payload, says_enough
 from pairpool._plain import PlainPickler
 from pairpool._slab import Arena, layout, put_for_all, put_once
@@ -70,7 +70,7 @@ ARRAYS: dict[str, Callable[[], list[Any]]] = {
     "one": lambda: [numbers(20_000)],
     "several": lambda: [numbers(20_000), numbers(70_000, dtype="i2"), numbers(10_000, dtype="c16")],
     "large and small": lambda: [numbers(3), numbers(20_000), numbers(5), numbers(10_000)],
-    "just inside and just not": lambda: [numbers(LARGEST_TOGETHER + more, dtype="u1") for more in (0, 1)],
+    "just inside and just not": lambda: [numbers(LARGEST_IN_BAND + more, dtype="u1") for more in (0, 1)],
     "of no size": lambda: [numbers(0), numbers(20_000), np.empty((3, 0, 2)), np.array(5.0)],
     "read-only": lambda: [read_only(numbers(20_000)), numbers(20_000), read_only(numbers(5))],
     "by columns": lambda: [np.asfortranarray(numbers(size * size).reshape(size, size)) for size in (100, 150)],
@@ -99,7 +99,7 @@ def test_arrays_arrive_as_they_were(arrays: str, put: str) -> None:
             assert found.flags.writeable == array.flags.writeable
             if found.flags.writeable:
                 found[...] = array
-        elif array.nbytes > LARGEST_TOGETHER and array.flags.contiguous and array.dtype.kind in "iuc":
+        elif array.nbytes > LARGEST_IN_BAND and array.flags.contiguous and array.dtype.kind in "iuc":
             assert not found.flags.writeable
     PUTS["arena"].__self__.trim()  # type: ignore[attr-defined]
 
