@@ -38,7 +38,8 @@ class Answers(Core):
         if packet is None or packet.slot.ident != slot or offset + count <= packet.done:
             del events[0]
             return
-        shared = mode == OutcomeMode.SHARED and packet.job is self.calls.plan
+        last = packet.first + offset + count - 1
+        shared = mode == OutcomeMode.SHARED and packet.job is self.calls.plan and not self.calls.may_share(last)
         skips = offset > packet.done and mode != OutcomeMode.COMMITTED
         if skips or offset + count > packet.count or shared or (again and not packet.retries):
             self._condemn(slot)

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pairpool import _states
@@ -15,9 +16,10 @@ from pairpool._bounds import Pending
 from pairpool._codec import Definition, Need, Payload
 from pairpool._descriptors import NONE_OWNED
 from pairpool._jobs import numbers
-from pairpool._packet import TASKS_HEAD, Flag, Mode, Status
+from pairpool._packet import TASKS_HEAD, Flag, Mode, OutcomeMode, Status
 from pairpool._record import Record
 from pairpool._refusals import fall_back_definitions, fallen_back
+from pairpool._strikes import came_from_handler
 from pairpool._terms import Terms, Tries
 
 if TYPE_CHECKING:
@@ -32,8 +34,8 @@ class Sink(Protocol):
     def begin(self) -> bool:
         """False where the call was cancelled: it is not to be run."""
 
-    def settle(self, status: int, payload: Any) -> None:
-        """Idempotent; runs no code of the user's."""
+    def settle(self, status: int, payload: Any, outcome: tuple[bool, Any] | None = None) -> None:
+        """Idempotent; runs no code of the user's. `outcome`: what is in the payload, where that is known already."""
 
 
 class Call(NamedTuple):
@@ -133,6 +135,11 @@ class CallJob:
         flags = Flag.VISIBLE | Flag.STAR | Flag.INTERRUPTED
         return pack_body(self._encoder, Mode.ALIKE, flags, 0, definition.ident, first, carried, [], [data], len(calls))
 
+    def may_share(self, unit: int) -> bool:
+        """Whether the outcome of a unit may be in one payload with others."""
+        call = self.calls.get(unit)
+        return call is None or type(call.payload) is tuple
+
     def lone_body(self, call: Call, known: set[int], room: int) -> Body | None:
         """What a packet has that carries the call next to be numbered; None where more goes with it than arguments."""
         definition, payload, descriptors = call.definition, call.payload, NONE_OWNED
@@ -159,7 +166,7 @@ class CallJob:
         """Hands the recorded outcomes to their sinks."""
         records, calls = self.records, self.calls
         while records:
-            for unit, status, payload in records[0].outcomes():
+            for unit, status, payload, outcome in self._outcomes(records[0]):
                 call = calls.get(unit)
                 if call is None:
                     continue  # settled when this was interrupted
@@ -167,7 +174,7 @@ class CallJob:
                 if isinstance(sent, BaseException):
                     sink.settle(Status.ERROR, sent)
                 else:
-                    sink.settle(status, payload)
+                    sink.settle(status, payload, outcome)
                     if type(sent) is Payload and sent.descriptors:
                         sent.close()
                 if pending is not None:
@@ -178,6 +185,19 @@ class CallJob:
                 if self.unreceived:
                     self.unreceived.pop(unit, None)
             del records[0]
+
+    def _outcomes(self, record: Record) -> Iterable[tuple[int, int, Any, tuple[bool, Any] | None]]:
+        """Unit, status and payload of each; and those that share one payload, which are numbers, as they are."""
+        units = range(record.first, record.first + record.units)
+        if record.mode != OutcomeMode.SHARED:
+            return zip(units, *record.parts(), repeat(None))
+        try:
+            values = record.values(self._encoder.decode_numbers)
+        except Exception as error:
+            if came_from_handler(error):
+                raise
+            return zip(units, repeat(Status.ERROR), repeat(error), repeat(None))
+        return zip(units, repeat(Status.OK), repeat(b""), zip(repeat(True), values))
 
     def fall_back(self, first: int, count: int, refused: Collection[Need]) -> None:
         """A worker refused these units: from now on they travel by value, or fail where they cannot."""

@@ -33,13 +33,13 @@ from pairpool import _envelope, _passing
 from pairpool._anatomy import CachedFunction
 from pairpool._by_value import Attempt, SendingPickler
 from pairpool._envelope import LARGEST_SMALL, LARGEST_TOGETHER, PROTOCOL, Large, Sorter
-from pairpool._framing import ATOMS
+from pairpool._framing import ATOMS, NUMBERS
 from pairpool._kept import KeptDefinitions
 from pairpool._ledger import Ledger, Need, Witness
 from pairpool._parcels import ClassParcels
 from pairpool._passing import Collector, Reducer
 from pairpool._payload import Definition, DefinitionKind, Payload, payload_of, says_enough
-from pairpool._plain import GLOBAL, MAIN, PlainPickler, are_plain, dumps_together
+from pairpool._plain import GLOBAL, MAIN, PlainPickler, are_plain, dumps_together, load_numbers
 from pairpool._remote_errors import decode_error, encode_error, safe_repr
 from pairpool._returning import dumps_return
 from pairpool._shared import Shared, find_with, make_array
@@ -69,9 +69,6 @@ _GLOBAL_END: Final = pickle.STACK_GLOBAL + pickle.MEMOIZE + pickle.STOP
 
 _WITHOUT_SLAB: Final = frozenset((bytes, memoryview))
 """As what pickles arrive that have no slab of their own."""
-
-_NUMBERS: Final = ATOMS - {str, bytes}
-"""Atoms of which none is long."""
 
 _BOUNDLESS: Final = (RecursionError, MemoryError)
 """Errors of pickling that a second attempt would only repeat."""
@@ -184,7 +181,7 @@ class Encoder:
         self, function: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]
     ) -> Definition | None:
         """Return the definition of a call whose arguments may be pickled later, with others'; None: one could tell."""
-        plain = not keywords and _NUMBERS.issuperset(map(type, arguments))
+        plain = not keywords and NUMBERS.issuperset(map(type, arguments))
         return self._kept.find(function) if plain else None
 
     @staticmethod
@@ -255,6 +252,8 @@ class Encoder:
     decode_plain: Final = staticmethod(pickle.loads)
     """Returns a result of those that `are_plain`."""
     are_plain: Final = staticmethod(are_plain)
+    decode_numbers: Final = staticmethod(load_numbers)
+    """Returns numbers, or a list of them; runs no code of the user's."""
 
     # Memory.
 

@@ -106,7 +106,7 @@ class OwnedDescriptors(tuple[int, ...]):  # noqa: SLOT001  (a tuple cannot have 
 
     def __new__(cls, owners: Sequence[Owner]) -> Self:
         """Own the descriptors of these."""
-        owned = super().__new__(cls, map(Owner.fileno, owners))
+        owned = super().__new__(cls, [owner.fileno() for owner in owners])
         owned._owners = owners
         return owned
 

@@ -72,6 +72,7 @@ await_message = twin.await_message
 wait_ready = twin.wait_ready
 
 ATOMS: Final = _sharing_py.ATOMS
+NUMBERS: Final = _sharing_py.NUMBERS
 is_settled = _sharing_py.is_settled
 share_nothing = twin.share_nothing
 

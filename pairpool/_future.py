@@ -70,11 +70,12 @@ class Future(Awaited, concurrent.futures.Future[T]):
             self._state = "RUNNING"
         return self._state == "RUNNING"
 
-    def settle(self, status: int, payload: Any) -> None:
+    def settle(self, status: int, payload: Any, outcome: Outcome | None = None) -> None:
         raw = (status, payload)
         with _conditions:
             if self._raw is None:
                 self._raw = raw
+                self._decoded = outcome
             quiet = self._made is None
             if quiet and (self._state == "PENDING" or self._state == "RUNNING"):
                 self._state = "FINISHED"

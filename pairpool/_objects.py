@@ -74,7 +74,7 @@ class ObjectEncoder:
     def size_of_large(_: Any) -> int:
         return 0  # what they hold is the user's, and so is asking for its size
 
-    decode_plain = decode_value
+    decode_plain = decode_numbers = decode_value
 
     @staticmethod
     def are_plain(_: Any) -> bool:

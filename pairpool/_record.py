@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from pairpool import errors
 from pairpool._packet import COMMITTED_HEAD, OutcomeMode, Status
 
 
@@ -53,6 +54,13 @@ class Record(NamedTuple):
         statuses = bytes([status for _, status, _ in outcomes])
         payloads = [payload for _, _, payload in outcomes]
         return (Record(outcomes[0][0], len(outcomes), OutcomeMode.SEPARATE, [statuses, *payloads]),)
+
+    def values(self, decode: Callable[[Any], Any]) -> list[Any]:
+        """Values that share one payload. Raises what decoding raises, and PairpoolError where their number is wrong."""
+        values = decode(self.buffers[0])
+        if type(values) is not list or len(values) != self.skip + self.units:
+            raise errors.PairpoolError(f"a worker did not answer {self.units} items with as many results")
+        return values[self.skip :] if self.skip else values
 
     def after(self, first: int) -> Record:
         """The same without the units before `first`, which are not all."""

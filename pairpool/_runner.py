@@ -279,7 +279,7 @@ class Runner:
     def _send_committed(self, ident: int, packet: Units, outbox: Outbox, took: int, values: list[Any]) -> None:
         first, statuses, payloads = outbox.take()
         if payloads:
-            if packet.of_one_job and len(values) == len(payloads):
+            if len(values) == len(payloads) and packet.may_share(values):
                 # Who decodes them has a third of the work where they are one list.
                 head = OUTCOMES_HEAD.pack(OutcomeMode.SHARED, first, len(payloads), took)
                 self._send(Kind.OUTCOMES, ident, [head, self.codec.encode_values(values)])

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from pairpool._framing import NUMBERS
 from pairpool._packet import GROUP, Flag, Mode, Status
 from pairpool._strikes import came_from_handler
 
@@ -41,10 +42,9 @@ class Units:
         self.filters: bytes = b""
         self.shares: list[tuple[int, ...]] | None = None
 
-    @property
-    def of_one_job(self) -> bool:
-        """Whether one reader decodes all outcomes, so that they may share a payload."""
-        return self._mode not in _OF_CALLS
+    def may_share(self, values: list[Any]) -> bool:
+        """Whether outcomes may share a payload: one reader decodes all, or they can be decoded before anybody asks."""
+        return self._mode not in _OF_CALLS or (self._mode == Mode.ALIKE and NUMBERS.issuperset(map(type, values)))
 
     def run_all(self, page: Page, values: list[Any], apart: dict[int, tuple[int, Any]]) -> None:
         """Appends one value for each unit that can be claimed; `apart` has the outcomes of those that are none.

@@ -57,17 +57,9 @@ def decode_all(dispatcher: Dispatcher, payloads: Sequence[Any]) -> list[Outcome]
         return None  # decoded one by one it is the outcome of one
 
 
-def shared_values(dispatcher: Dispatcher, record: Record) -> list[Any]:
-    """Values that share one payload. Raises what unpickling raises, and PairpoolError where their number is wrong."""
-    values = dispatcher.encoder.decode_value(record.buffers[0])
-    if type(values) is not list or len(values) != record.skip + record.units:
-        raise errors.PairpoolError(f"a worker did not answer {record.units} items with as many results")
-    return values[record.skip :] if record.skip else values
-
-
 def decode_shared(dispatcher: Dispatcher, record: Record) -> list[Outcome]:
     """What values are that share one payload: only such do whose loading nobody notices."""
-    succeeded, values = load(shared_values, dispatcher, record)
+    succeeded, values = load(record.values, dispatcher.encoder.decode_value)
     return list(zip(repeat(True), values)) if succeeded else [(False, values)] * record.units
 
 
@@ -192,9 +184,10 @@ class AsyncResult(_Result, stdlib.ApplyResult):  # type: ignore[type-arg]
     def begin(self) -> bool:
         return True
 
-    def settle(self, status: int, payload: Any) -> None:
+    def settle(self, status: int, payload: Any, outcome: Outcome | None = None) -> None:
         if self._raw is None:
             self._raw = (status, payload)
+            self._outcome = outcome
         self._settle()
 
     def _decode(self) -> Outcome:
@@ -271,7 +264,7 @@ class MapResult(_Result, stdlib.MapResult):  # type: ignore[type-arg]
         for first in sorted(records):
             record = records[first]
             if record.mode == OutcomeMode.SHARED:
-                part = shared_values(self._dispatcher, record)
+                part = record.values(decode_value)
             else:
                 part = [decode_value(payload) for _, _, payload in record.outcomes()]
             if job is not None and job.unit > 1:

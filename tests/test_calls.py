@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -11,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from pairpool import Retry, TaskCancelledError, WorkerLostError, _calls
+from pairpool import PairpoolError, Retry, TaskCancelledError, WorkerLostError, _calls
 from pairpool._codec import Encoder
-from pairpool._packet import Mode
+from pairpool._packet import Mode, OutcomeMode
+from pairpool._record import Record
 from pairpool.results import AsyncResult
 from receiving import PATIENCE
 from tasks import Line, add, fail_at_zero, identity, wait_for
@@ -173,6 +175,94 @@ def test_where_there_is_little_room_fewer_go_together(
     gate.tell(b"g")
     assert held.result(PATIENCE) == b"g"
     assert [future.result(PATIENCE) - 1 for future in futures] == large
+
+
+@pytest.fixture
+def modes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """See how outcomes of calls came."""
+    modes: list[int] = []
+    read = _calls.CallJob._outcomes
+
+    def note(self: Any, record: Record) -> Any:
+        modes.append(record.mode)
+        return read(self, record)
+
+    monkeypatch.setattr(_calls.CallJob, "_outcomes", note)
+    return modes
+
+
+def at(number: int) -> Any:
+    """Return a number, or the like."""
+    return (number, number / 7, number % 2 == 0, None, -(10**number))[number % 5]
+
+
+def test_results_that_are_numbers_come_together(make_pool: MakePool, together: list[int], modes: list[int]) -> None:
+    """Each call has its own, of whatever type; callbacks, too."""
+    pool = make_pool(2)
+    called_back: list[Any] = []
+    for _ in range(3):
+        futures = [pool.submit(at, number) for number in range(MANY)]
+        results = [pool.apply_async(at, (number,), callback=called_back.append) for number in range(MANY)]
+        for number in range(MANY):
+            for value in (futures[number].result(PATIENCE), results[number].get(PATIENCE)):
+                assert (type(value), value) == (type(at(number)), at(number))
+            assert results[number].successful()
+    assert called_back.count(None) == 3 * MANY // 5
+    assert OutcomeMode.SHARED in modes
+
+
+def listed(number: int) -> list[int]:
+    """Return what may be changed."""
+    return [number]
+
+
+def test_other_results_come_apart(make_pool: MakePool, together: list[int], modes: list[int]) -> None:
+    """Each is loaded by who asks for it, and is his alone."""
+    pool = make_pool(2)
+    for _ in range(3):
+        results = [pool.apply_async(listed, (number,)) for number in range(MANY)]
+        for number, result in enumerate(results):
+            assert result.get(PATIENCE) == [number]
+    assert OutcomeMode.SHARED not in modes
+
+
+LOADED: list[str] = []
+
+
+class Loud:
+    """Is heard when it is loaded."""
+
+    def __reduce__(self) -> Any:
+        return LOADED.append, ("loaded",)
+
+
+@pytest.mark.parametrize(
+    ("values", "skip", "told"),
+    [
+        ([5, 6, 7], 0, [5, 6, 7]),
+        ([4, 5, 6, 7], 1, [5, 6, 7]),
+        ([5, 6], 0, "as many results"),
+        ((5, 6, 7), 0, "as many results"),
+        ([5, Loud(), 7], 0, "is no number"),
+    ],
+)
+def test_what_comes_together_is_checked(values: Any, skip: int, told: Any) -> None:
+    """A worker could answer anything; with the lock held nothing of it runs."""
+    job = _calls.CallJob(Encoder())
+    sinks: list[Any] = [AsyncResult(*[None] * 4) for _ in range(3)]  # type: ignore[arg-type]
+    job.calls = {unit: _calls.Call(None, (unit,), sink) for unit, sink in enumerate(sinks, 10)}
+    job.records.append(Record(10, 3, OutcomeMode.SHARED, [pickle.dumps(values)], skip))
+    job.digest()
+    assert not job.calls
+    assert not job.records
+    assert LOADED == []
+    if isinstance(told, list):
+        assert [sink.get(0) for sink in sinks] == told
+        return
+    for sink in sinks:
+        assert not sink.successful()
+        with pytest.raises((PairpoolError, pickle.UnpicklingError), match=told):
+            sink.get(0)
 
 
 def test_few_that_are_alike_go_with_the_others() -> None:
