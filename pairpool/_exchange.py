@@ -9,7 +9,7 @@ the packet is recorded as if it had been scheduled, and everything takes its cou
 
 All of it happens with the dispatcher's lock held, for as long as a waiting caller would have looked for the answer
 anyway (the engine's spin). Whoever comes meanwhile waits for the lock, and then finds a pool that is not at rest.
-Calls that take longer than that are not tried.
+Calls that take more than twice as long are not tried: nobody should look for nothing.
 
 Interruption
 ============

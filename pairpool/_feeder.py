@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from pairpool._jobs import BatchJob
 
 MUCH = 16 << 20  # bytes of large payloads under way, beyond which a job keeps ready what its slots can soon begin
-HUGE = 1 << 21  # bytes of one, on average, of which it keeps no more ready in any case
+HUGE = 1 << 21  # bytes of one, on average, above which it does so from the first on
 LOW = 4  # of what may be ready a quarter is little: each wake-up takes the GIL from somebody
 TINY = 10_000  # ns that an item takes for which it matters that it shares a pickle with others
 LOOK = 2_000_000  # ns of feeding after which a caller who feeds takes in what has come

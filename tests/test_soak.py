@@ -313,7 +313,9 @@ def test_a_part_that_leaves_a_process_fails(
 ) -> None:
     """A process that outlives its part is told, although it is nobody's child any more."""
     monkeypatch.setattr(soak.__main__, "PATIENCE", 0.0)
-    assert not run_program("sleep 600 & echo $!", tmp_path, monkeypatch)
+    # While a program is being put in the place of the shell's the process has no environment to be known by.
+    until_it_runs = "until grep -q ^sleep /proc/$!/cmdline && grep -q . /proc/$!/environ; do :; done"
+    assert not run_program(f"sleep 600 & {until_it_runs}; echo $!", tmp_path, monkeypatch)
     pid, told = capsys.readouterr().out.splitlines()
     os.kill(int(pid), signal.SIGKILL)
     assert told == f"items       FAILED  left processes behind: [{pid}]"
