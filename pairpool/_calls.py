@@ -193,6 +193,8 @@ class CallJob:
             return zip(units, *record.parts(), repeat(None))
         try:
             values = record.values(self._encoder.decode_numbers)
+        except (RecursionError, MemoryError):
+            raise  # it is theirs who digest, and it is done again
         except Exception as error:
             if came_from_handler(error):
                 raise

@@ -253,7 +253,7 @@ class Encoder:
     """Returns a result of those that `are_plain`."""
     are_plain: Final = staticmethod(are_plain)
     decode_numbers: Final = staticmethod(load_numbers)
-    """Returns numbers, or a list of them; runs no code of the user's."""
+    """Returns a list of numbers; runs no code of the user's."""
 
     # Memory.
 

@@ -26,7 +26,7 @@ PROTOCOL: Final = 5
 # Bytes of a pickle that travels with others; a larger one has a slab of its own.
 LARGEST_TOGETHER: Final = 1 << 17
 # Bytes of a buffer that stays in the pickle; a larger one goes out of band, into such a slab.
-LARGEST_IN_BAND: Final = 1 << 16
+LARGEST_IN_BAND: Final = 80 * 1024
 # Bytes of a pickle that does not count where memory is bounded, and of a buffer of which each sharer has its own.
 LARGEST_SMALL: Final = 30 * 1024
 # Bytes of a pickle of several items: any of them may be sent alone, and all go along.

@@ -9,8 +9,8 @@ Only one thread at a time feeds a job. It leaves payloads one by one in `fresh`,
 that may block until the one before has been worked on. Whoever drains takes them; the feeder itself drains where
 slots idle (`Dispatcher.starving` is set before `fresh` is looked at for the last time, so none is left lying).
 
-Who feeds is woken when a quarter is left of what may be ready. A caller who feeds, and is interrupted by a signal
-handler that joins the pool, is relieved by a thread (`hand_over`).
+Who feeds is woken when a quarter is left of what may be ready, or two thirds where that is counted in bytes. A caller
+who feeds, and is interrupted by a signal handler that joins the pool, is relieved by a thread (`hand_over`).
 
 Where a consumer has asked for a bound and is gone its job is cancelled, since nobody would make room any more. So the
 feeder of such a one stays until the job has ended.

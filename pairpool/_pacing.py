@@ -55,6 +55,8 @@ def units_at_once(job: Job, slots: int, times: int) -> int:
     # All together n packets take COST * n of the caller, and then the last its n-th part of the work. That is least
     # where each takes this long, which among many slots is more than their shares.
     worthwhile = isqrt(COST * waiting * job.unit_ns) // job.unit_ns
+    if not job.settled:  # the estimate is that of an earlier job: all slots begin, in case that it is wrong
+        worthwhile = min(worthwhile, -(-job.ready // slots))
     return max(1, min(job.grown, times * target(job) // job.unit_ns, max(fair_share, worthwhile)))
 
 

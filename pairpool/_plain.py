@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from pairpool import _framing
 from pairpool._envelope import LARGEST_GROUP, LARGEST_IN_BAND, LARGEST_SMALL, PROTOCOL, Large, Sorter
+from pairpool._framing import NUMBERS
 from pairpool._passing import Reducer, extra_reducers
 from pairpool._strikes import came_from_handler
 
@@ -142,10 +143,22 @@ def are_plain(pickles: Sequence[Any]) -> bool:
 
 
 class _Nameless(pickle.Unpickler):
-    def find_class(self, module_name: str, global_name: str) -> Any:
-        raise pickle.UnpicklingError(f"{module_name}.{global_name} is no number")
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"{module}.{name} is no number")
 
 
-def load_numbers(pickled: Any) -> Any:
-    """Load what names nothing, so that no code of the user's runs; raises UnpicklingError where it does."""
-    return _Nameless(io.BytesIO(pickled)).load()
+class _Unextended(pickle._Unpickler):  # in Python: the one in C asks nobody for an extension that was loaded before
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"{module}.{name} is no number")
+
+    def get_extension(self, code: int) -> Any:
+        raise pickle.UnpicklingError(f"extension {code} is no number")
+
+
+def load_numbers(pickled: Any) -> list[Any]:
+    """Load a list of numbers; raises UnpicklingError where it is none. No code of the user's runs."""
+    loader = _Unextended if _EXTENSIONS else _Nameless
+    values = loader(io.BytesIO(pickled)).load()
+    if type(values) is not list or not NUMBERS.issuperset(map(type, values)):
+        raise pickle.UnpicklingError("no list of numbers")
+    return values

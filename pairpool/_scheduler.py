@@ -361,12 +361,9 @@ class Scheduler(Balance):
         job, slot = packet.job, packet.slot
         state = PACKET_TRANSITIONS[packet.state][PacketEvent.CUT]
         kept = min(kept, packet.count)
-        # What is late may need any time. Where nothing has come back yet that was a guess, and a bad one.
-        ran_ns, unit_ns = now - packet.since, job.unit_ns
-        is_late = ran_ns > _pacing.load(job, kept) + LATE
+        # What is late may need any time.
+        is_late = now - packet.since > _pacing.load(job, kept) + LATE
         load = packet.load if is_late else min(packet.load, _pacing.load(job, kept))
-        if is_late and kept and not job.settled:
-            unit_ns = max(unit_ns, ran_ns // kept)
         less = packet.load - load
         known = job.ident in self.jobs and kept < packet.count
         returned = including(job.returned, (back,)) if known else ()
@@ -380,7 +377,6 @@ class Scheduler(Balance):
         slot.load -= less
         slot.budget = budget
         self.changed[slot.ident] = slot
-        job.unit_ns = unit_ns
         if known:
             job.returned = returned
             self.waiting[job.ident] = job

@@ -17,7 +17,7 @@ from pairpool._strikes import came_from_handler
 ATOMS: Final = frozenset({int, float, str, bytes, bool, type(None)})
 """Types whose values have no identity worth keeping: equal is the same."""
 NUMBERS: Final = ATOMS - {str, bytes}
-"""Those of which no value is long."""
+"""Those that are short, but for ints of many digits."""
 
 LONGEST_KEPT: Final = 1 << 17
 """Bytes or characters of a value that is pickled later with others: so long it has a slab of its own."""

@@ -1,8 +1,8 @@
 """What callers hold: results of calls and of maps (futures: _future.py; iterators over results: _iterators.py).
 
 Each is a subclass of its counterpart in the standard library, so that ``isinstance`` holds, with the same methods and
-messages. What a task returned is unpickled by whoever asks for it, on that thread: `ready()` and `successful()` need
-no unpickling. A result keeps its pool alive while it is pending.
+messages. What a task returned is unpickled by whoever asks for it, on that thread, where one could tell: `ready()` and
+`successful()` need no unpickling. A result keeps its pool alive while it is pending.
 """
 
 from __future__ import annotations

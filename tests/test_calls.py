@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import os
 import pickle
 import signal
@@ -15,6 +16,7 @@ import pytest
 from pairpool import PairpoolError, Retry, TaskCancelledError, WorkerLostError, _calls
 from pairpool._codec import Encoder
 from pairpool._packet import Mode, OutcomeMode
+from pairpool._plain import load_numbers
 from pairpool._record import Record
 from pairpool.results import AsyncResult
 from receiving import PATIENCE
@@ -242,8 +244,9 @@ class Loud:
         ([5, 6, 7], 0, [5, 6, 7]),
         ([4, 5, 6, 7], 1, [5, 6, 7]),
         ([5, 6], 0, "as many results"),
-        ((5, 6, 7), 0, "as many results"),
+        ((5, 6, 7), 0, "no list of numbers"),
         ([5, Loud(), 7], 0, "is no number"),
+        ([5, "6", 7], 0, "no list of numbers"),
     ],
 )
 def test_what_comes_together_is_checked(values: Any, skip: int, told: Any) -> None:
@@ -263,6 +266,54 @@ def test_what_comes_together_is_checked(values: Any, skip: int, told: Any) -> No
         assert not sink.successful()
         with pytest.raises((PairpoolError, pickle.UnpicklingError), match=told):
             sink.get(0)
+
+
+def shout() -> int:
+    """Be heard."""
+    LOADED.append("shouted")
+    return 6
+
+
+class Extended:
+    """Shouts when it is loaded."""
+
+    def __reduce__(self) -> Any:
+        return shout, ()
+
+
+def test_what_a_program_has_numbered_runs_no_code_either() -> None:
+    """By `copyreg.add_extension`: what was loaded once the library takes from a cache, and asks nobody."""
+    copyreg.add_extension(__name__, "shout", 240)
+    try:
+        pickled = pickle.dumps([5, Extended()], 5)
+        assert pickle.loads(pickled) == [5, 6]
+        LOADED.clear()
+        with pytest.raises(pickle.UnpicklingError, match="extension 240 is no number"):
+            load_numbers(pickled)
+        assert load_numbers(pickle.dumps([5, None], 5)) == [5, None]
+    finally:
+        copyreg.remove_extension(__name__, "shout", 240)
+    assert LOADED == []
+
+
+@pytest.mark.parametrize("error", [RecursionError, MemoryError])
+def test_that_there_is_no_room_to_load_is_nobodys_outcome(error: type[Exception]) -> None:
+    """It comes out, and the outcomes are there when somebody else digests."""
+    encoder: Any = Encoder()
+    job = _calls.CallJob(encoder)
+    sink: Any = AsyncResult(*[None] * 4)  # type: ignore[arg-type]
+    job.calls = {0: _calls.Call(None, (0,), sink)}
+    job.records.append(Record(0, 1, OutcomeMode.SHARED, [pickle.dumps([5])]))
+
+    def run_out(_: Any) -> Any:
+        raise error
+
+    encoder.decode_numbers = run_out
+    with pytest.raises(error):
+        job.digest()
+    del encoder.decode_numbers
+    job.digest()
+    assert sink.get(0) == 5
 
 
 def test_few_that_are_alike_go_with_the_others() -> None:

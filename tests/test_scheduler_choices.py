@@ -12,7 +12,6 @@ from pairpool._pacing import (
     DEPTH,
     GATHERED,
     GROWTH,
-    LATE,
     LEARNING,
     MAX_UNITS,
     SHORT_WAIT,
@@ -273,42 +272,26 @@ def test_the_last_units_are_shared_out() -> None:
 
 @pytest.mark.parametrize("slots", [16, 1000])
 def test_a_job_has_no_more_packets_than_it_is_worth(slots: int) -> None:
-    """However many slots there are, a job that is short against what packets cost is not shared out among all."""
+    """However many slots there are, a job that is short against what packets cost is not shared out among all.
+
+    That holds once something has come back.
+    """
     bench = Bench(slots)
     job = bench.job(1, 10_000, unit_ns=COST // 1000)
-    job.grown = MAX_UNITS
+    job.grown, job.settled = MAX_UNITS, 1
     assert [packet.count for packet in bench.send()] == [3162, 2614, 2055, 1472, 697]
     alone = bench.job(2, 900, unit_ns=COST // 1000)
-    alone.grown = MAX_UNITS
+    alone.grown, alone.settled = MAX_UNITS, 1
     assert [packet.count for packet in bench.send()] == [900]
 
 
-def test_a_guess_that_was_bad_is_made_up_for() -> None:
-    """What was taken to be tiny, and has given no sign in time, is shared out by how long it takes in truth."""
+def test_what_is_known_of_an_earlier_job_leaves_no_slot_without_units() -> None:
+    """A job that is expected to be tiny is shared out, however short that makes its packets."""
     bench = Bench(4)
-    job = bench.job(1, 10, unit_ns=MICROSECOND)
-    job.grown = MAX_UNITS
-    (packet,) = bench.send()
-    bench.now = packet.look_at
-    bench.scheduler.late(bench.now)
-    assert (Action.LOOK, packet.slot.ident, packet.ident, True) in bench.taken()
-    bench.scheduler.cut(packet, 1, bench.now, None)
-    assert job.unit_ns == bench.now > LATE
-    shared_out = bench.send()
-    assert [each.count for each in shared_out] == [1] * 9
-    assert {each.slot.ident for each in shared_out} == {0, 1, 2, 3}
-
-
-def test_a_pause_is_not_taken_for_a_bad_guess() -> None:
-    """Where outcomes have told how long units take, one worker that makes no headway does not make them longer."""
-    bench = Bench(2)
-    job = bench.job(1, 1000, unit_ns=MICROSECOND)
-    job.grown = 300
-    first, second = bench.send()[:2]
-    bench.finish(first)
-    bench.now = second.look_at
-    bench.scheduler.cut(second, 1, bench.now, None)
-    assert job.unit_ns == MICROSECOND
+    tiny = bench.job(1, 10, unit_ns=MICROSECOND)
+    tiny.grown = MAX_UNITS
+    assert [packet.count for packet in bench.send()] == [3, 3, 3, 1]
+    assert {slot.load for slot in bench.slots} == {3 * MICROSECOND, MICROSECOND}
 
 
 def test_a_slot_is_as_deep_as_time_says() -> None:
