@@ -106,18 +106,18 @@ class Feeder:
 
     def hungry(self) -> bool:
         """Whether another unit may be made ready."""
-        return self._lacks(1)
+        return self._lacks(low=False)
 
     def is_low(self) -> bool:
         """Whether so little is left of what may be ready that whoever feeds is to be woken."""
-        return self._lacks(1 if self._paced else LOW)
+        return self._lacks(low=not self._paced)
 
-    def _lacks(self, mark: int) -> bool:
-        """Whether another unit may be made ready, and no more is than a part of what may be (its denominator)."""
+    def _lacks(self, *, low: bool) -> bool:
+        """Whether another unit may be made ready; with `low` only where no more than a part is of what may be."""
         if self._over or self.job.digesting:
             return False  # who digests asks again when he has
         plan, slots = self.job.plan, max(1, len(self._dispatcher.scheduler.slots))
-        if mark * (self._fed - plan.next) >= self._appetite(slots):
+        if (LOW if low else 1) * (self._fed - plan.next) >= self._appetite(slots):
             return False
         weight = self._weight - self.job.prepared.settled_weight
         if self._consumer is not None and not self._dispatcher.joining and not self._consumer.wants(self._fed, weight):
@@ -126,11 +126,11 @@ class Feeder:
         if under_way < 1:
             return True
         # Of this two thirds are little: until who feeds has the GIL the slots have need of that.
-        if weight <= HUGE * under_way and (weight if mark == 1 else 3 * weight // 2) <= min(MUCH, limit):
+        if weight <= HUGE * under_way and (3 * weight // 2 if low else weight) <= min(MUCH, limit):
             return True
         # What is large is kept ready for each slot and no more, so that its slabs are soon used again; and where that
         # would take too much of the memory, less.
-        most = slots if mark > 1 else 2 * slots - 1
+        most = slots if low else 2 * slots - 1
         return under_way <= most and weight // under_way * (under_way + 1) <= limit
 
     def _appetite(self, slots: int) -> int:

@@ -142,12 +142,7 @@ def are_plain(pickles: Sequence[Any]) -> bool:
     return _NAMES_SOMETHING.search(joined) is None and not _EXTENSIONS
 
 
-class _Nameless(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"{module}.{name} is no number")
-
-
-class _Unextended(pickle._Unpickler):  # in Python: the one in C asks nobody for an extension that was loaded before
+class _NamesNothing:
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"{module}.{name} is no number")
 
@@ -155,9 +150,17 @@ class _Unextended(pickle._Unpickler):  # in Python: the one in C asks nobody for
         raise pickle.UnpicklingError(f"extension {code} is no number")
 
 
+class _Loader(_NamesNothing, pickle.Unpickler):
+    """The one in C. An extension that was loaded once it takes from a cache, and asks nobody."""
+
+
+class _CarefulLoader(_NamesNothing, pickle._Unpickler):
+    """The one in Python, which does ask."""
+
+
 def load_numbers(pickled: Any) -> list[Any]:
     """Load a list of numbers; raises UnpicklingError where it is none. No code of the user's runs."""
-    loader = _Unextended if _EXTENSIONS else _Nameless
+    loader = _CarefulLoader if _EXTENSIONS else _Loader
     values = loader(io.BytesIO(pickled)).load()
     if type(values) is not list or not NUMBERS.issuperset(map(type, values)):
         raise pickle.UnpicklingError("no list of numbers")

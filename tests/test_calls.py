@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -26,6 +26,11 @@ MakePool = Callable[..., Any]
 MakeLine = Callable[[], Line]
 
 MANY = 300
+
+
+def unsettled() -> Any:
+    """Make the result of a call of no pool."""
+    return AsyncResult(cast("Any", None), None, None, None)
 
 
 @pytest.fixture
@@ -252,7 +257,7 @@ class Loud:
 def test_what_comes_together_is_checked(values: Any, skip: int, told: Any) -> None:
     """A worker could answer anything; with the lock held nothing of it runs."""
     job = _calls.CallJob(Encoder())
-    sinks: list[Any] = [AsyncResult(*[None] * 4) for _ in range(3)]  # type: ignore[arg-type]
+    sinks = [unsettled() for _ in range(3)]
     job.calls = {unit: _calls.Call(None, (unit,), sink) for unit, sink in enumerate(sinks, 10)}
     job.records.append(Record(10, 3, OutcomeMode.SHARED, [pickle.dumps(values)], skip))
     job.digest()
@@ -301,7 +306,7 @@ def test_that_there_is_no_room_to_load_is_nobodys_outcome(error: type[Exception]
     """It comes out, and the outcomes are there when somebody else digests."""
     encoder: Any = Encoder()
     job = _calls.CallJob(encoder)
-    sink: Any = AsyncResult(*[None] * 4)  # type: ignore[arg-type]
+    sink = unsettled()
     job.calls = {0: _calls.Call(None, (0,), sink)}
     job.records.append(Record(0, 1, OutcomeMode.SHARED, [pickle.dumps([5])]))
 
@@ -321,7 +326,7 @@ def test_few_that_are_alike_go_with_the_others() -> None:
     encoder = Encoder()
     job = _calls.CallJob(encoder)
     functions = [encoder.definition(add)] * 3 + [encoder.definition(identity)] * 3
-    sink: Any = AsyncResult(*[None] * 4)  # type: ignore[arg-type]
+    sink = unsettled()
     job.calls = {unit: _calls.Call(functions[unit % 6], (unit, 1), sink) for unit in range(60)}
     assert job.build(0, 60, set(), 1 << 18).units == 60
     assert job.build(0, 6, set(), 1 << 18).units == 3
