@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterable
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any
 
 from pairpool import _states
 from pairpool._body import Body, pack_body, riding, table, takes
@@ -28,23 +28,49 @@ if TYPE_CHECKING:
 _NONE_RIDE: frozenset[int] = frozenset()
 
 
-class Sink(Protocol):
-    """Takes the outcome of one call (see results.py)."""
+class Call:
+    """One call: what is sent for it, and whoever takes its outcome (what callers hold: see results.py).
+
+    One object and not two, since who has many calls under way pays for each object, and the garbage collector too.
+    """
+
+    _definition: Definition | None = None
+    # Pickled; or the arguments, where nobody can tell when they are; or why they could not be.
+    _payload: Payload | bytes | tuple[Any, ...] | BaseException = b""
+    _terms: Terms | None = None
+    _pending: Pending | None = None  # which counts it
+
+    def carry(
+        self,
+        definition: Definition | None,
+        payload: Payload | bytes | tuple[Any, ...] | BaseException,
+        terms: Terms | None = None,
+        pending: Pending | None = None,
+    ) -> None:
+        """Says what is sent for it."""
+        self._definition = definition
+        self._payload = payload
+        self._terms = terms
+        if pending is not None:
+            self._pending = pending
+            pending.add(self, payload)
 
     def begin(self) -> bool:
         """False where the call was cancelled: it is not to be run."""
+        raise NotImplementedError
 
     def settle(self, status: int, payload: Any, outcome: tuple[bool, Any] | None = None) -> None:
         """Idempotent; runs no code of the user's. `outcome`: what is in the payload, where that is known already."""
+        raise NotImplementedError
 
-
-class Call(NamedTuple):
-    definition: Definition | None
-    # Pickled; or the arguments, where nobody can tell when they are; or why they could not be.
-    payload: Payload | bytes | tuple[Any, ...] | BaseException
-    sink: Sink
-    terms: Terms | None = None
-    pending: Pending | None = None  # which counts it
+    def release(self) -> None:
+        """What was sent for it is not needed any more. Idempotent."""
+        sent = self._payload
+        if type(sent) is Payload:
+            sent.close()
+        self._payload = b""
+        if self._pending is not None:
+            self._pending.remove(self)
 
 
 class CallJob:
@@ -57,7 +83,7 @@ class CallJob:
         self.incoming: list[Call] = []  # made, not yet numbered; any thread appends
         self.calls: dict[int, Call] = {}  # by unit, until settled
         self.unreceived: dict[int, int] = {}  # units that a worker could not receive, and the packet
-        self.records: deque[Record] = deque()  # outcomes not yet handed to their sinks
+        self.records: deque[Record] = deque()  # outcomes not yet handed to their calls
         self.tries = Tries()
 
     def build(self, first: int, limit: int, known: set[int], room: int) -> Body:
@@ -71,8 +97,9 @@ class CallJob:
         payloads: list[Payload | bytes] = []
         usual: Definition | None = None  # the latest, of which there is nothing more to be seen to
         for unit in range(first, first + limit):
-            definition, payload, sink, terms, _ = self.calls[unit]
-            if isinstance(payload, BaseException) or not sink.begin():
+            call = self.calls[unit]
+            definition, payload, terms = call._definition, call._payload, call._terms
+            if isinstance(payload, BaseException) or not call.begin():
                 names.append(0)
                 filters.append(0)
                 payloads.append(self._encoder.nothing)
@@ -118,18 +145,19 @@ class CallJob:
         Each packet costs more than what it saves to have one for few.
         """
         calls = list(map(self.calls.__getitem__, range(first, first + limit)))
-        definition = calls[0].definition
-        # By place: by name it takes twice as long.
-        alike = [call[0] is definition and type(call[1]) is tuple and call[3] is None for call in calls]
+        definition = calls[0]._definition
+        alike = [
+            call._definition is definition and type(call._payload) is tuple and call._terms is None for call in calls
+        ]
         if False in alike:
             del calls[alike.index(False) :]
         if definition is None or len(calls) < 2 or 2 * len(calls) < limit:
             return None
         carried = riding(known, (definition,), ())
-        data = self._encoder.dumps_atoms([call[1] for call in calls])
+        data = self._encoder.dumps_atoms([call._payload for call in calls])
         if len(data) + sum([takes(each.payload) for each in carried]) > room:
             return self._build_alike(first, len(calls) // 2, known, room)
-        begun = [call[2].begin() for call in calls]
+        begun = [call.begin() for call in calls]
         if not all(begun):
             return None  # some were cancelled
         flags = Flag.VISIBLE | Flag.STAR | Flag.INTERRUPTED
@@ -138,20 +166,18 @@ class CallJob:
     def may_share(self, unit: int) -> bool:
         """Whether the outcome of a unit may be in one payload with others."""
         call = self.calls.get(unit)
-        return call is None or type(call.payload) is tuple
+        return call is None or type(call._payload) is tuple
 
     def lone_body(self, call: Call, known: set[int], room: int) -> Body | None:
         """What a packet has that carries the call next to be numbered; None where more goes with it than arguments."""
-        definition, payload, descriptors = call.definition, call.payload, NONE_OWNED
-        if isinstance(payload, (BaseException, tuple)):
-            return None
+        definition, payload, descriptors = call._definition, call._payload, NONE_OWNED
         if isinstance(payload, Payload):
             if payload.needs or payload.uses:
                 return None
             payload, descriptors = payload.data, payload.descriptors
-        if len(payload) > room:
+        elif type(payload) is not bytes:
             return None
-        if call.terms is not None or call.pending is not None:
+        if len(payload) > room or call._terms is not None or call._pending is not None:
             return None
         if definition is not None and definition.ident not in known:
             return None
@@ -163,24 +189,21 @@ class CallJob:
         return Body(1, buffers, descriptors, _NONE_RIDE, ())
 
     def digest(self) -> None:
-        """Hands the recorded outcomes to their sinks."""
+        """Hands the recorded outcomes to their calls."""
         records, calls = self.records, self.calls
         while records:
             for unit, status, payload, outcome in self._outcomes(records[0]):
                 call = calls.get(unit)
                 if call is None:
                     continue  # settled when this was interrupted
-                _, sent, sink, terms, pending = call
+                sent = call._payload
                 if isinstance(sent, BaseException):
-                    sink.settle(Status.ERROR, sent)
+                    call.settle(Status.ERROR, sent)
                 else:
-                    sink.settle(status, payload, outcome)
-                    if type(sent) is Payload and sent.descriptors:
-                        sent.close()
-                if pending is not None:
-                    pending.remove(sink)
+                    call.settle(status, payload, outcome)
+                call.release()
                 calls.pop(unit, None)
-                if terms is not None:
+                if call._terms is not None:
                     self.tries.forget(unit)
                 if self.unreceived:
                     self.unreceived.pop(unit, None)
@@ -207,45 +230,39 @@ class CallJob:
             call = self.calls.get(unit)
             if call is None:
                 continue  # it has ended with the pool
-            payload = fallen_back(call.payload, refused)
+            payload = fallen_back(call._payload, refused)
             uses = payload.uses if isinstance(payload, Payload) else ()
-            filter_ = None if call.terms is None else call.terms.filter
-            problem = fall_back_definitions((call.definition, filter_, *uses), refused)
-            self.calls[unit] = call._replace(payload=problem or payload)
-
-    def sink_of(self, unit: int) -> Sink | None:
-        """Who waits for a unit; None where it has ended."""
-        call = self.calls.get(unit)
-        return None if call is None else call.sink
+            filter_ = None if call._terms is None else call._terms.filter
+            problem = fall_back_definitions((call._definition, filter_, *uses), refused)
+            call._payload = problem or payload
 
     def terms_of(self, unit: int) -> Terms | None:
         """What was agreed for a unit."""
         call = self.calls.get(unit)
-        return None if call is None else call.terms
+        return None if call is None else call._terms
 
     def fails(self, unit: int, packet: int, *, died: bool) -> bool:
         """A unit failed, or killed its worker, with this packet; returns whether it is to run again."""
         call = self.calls.get(unit)
-        return call is not None and self.tries.fail(call.terms, unit, packet, died=died)
+        return call is not None and self.tries.fail(call._terms, unit, packet, died=died)
 
     def describe(self, unit: int) -> str:
         """What a unit runs, for people."""
         call = self.calls.get(unit)
-        return "a call" if call is None or call.definition is None else f"a call of {call.definition.name}"
+        return "a call" if call is None or call._definition is None else f"a call of {call._definition.name}"
 
     def refuse(self, first: int, count: int, error: BaseException) -> None:
         """These units cannot be sent: they travel as nothing, and end with `error`."""
         for unit in range(first, first + count):
             call = self.calls.get(unit)
             if call is not None:
-                self.calls[unit] = call._replace(payload=error)
+                call._payload = error
 
     def fail(self, error: BaseException) -> None:
         """Every pending call ends with `error`."""
         made = self.incoming[:]  # others may make more meanwhile
         for call in [*self.calls.values(), *made]:
-            call.sink.settle(Status.ERROR, error)
-            if call.pending is not None:
-                call.pending.remove(call.sink)
+            call.settle(Status.ERROR, error)
+            call.release()
         self.calls.clear()
         del self.incoming[: len(made)]

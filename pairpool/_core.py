@@ -22,7 +22,7 @@ from operator import call
 from typing import Any, cast
 
 from pairpool import errors
-from pairpool._calls import CallJob, Sink
+from pairpool._calls import Call, CallJob
 from pairpool._delivered import Delivered
 from pairpool._feeder import CLOSED, Feeder
 from pairpool._jobs import BatchJob
@@ -383,9 +383,9 @@ class Core:
             self._forget(job)
         del self.events[0]
 
-    def on_cancel_call(self, sink: Sink) -> None:
+    def on_cancel_call(self, call: Call) -> None:
         """Nobody waits for this call any more: it does not begin, or is ended."""
-        actions, found = self.scheduler.actions, self._in_flight(sink)
+        actions, found = self.scheduler.actions, self._in_flight(call)
         recall: tuple[tuple[Any, ...], ...] = ()
         if found is not None:
             packet, offset = found
@@ -396,12 +396,12 @@ class Core:
         actions += recall
         del self.events[0]
 
-    def _in_flight(self, sink: Sink) -> tuple[Packet, int] | None:
+    def _in_flight(self, call: Call) -> tuple[Packet, int] | None:
         """The packet in which a call is, and which of its units it is."""
         calls = self.calls
         mine = (packet for packet in self.scheduler.packets.values() if packet.job is calls.plan)
         places = ((packet, offset) for packet in mine for offset in range(packet.count))
-        return next((place for place in places if calls.sink_of(place[0].first + place[1]) is sink), None)
+        return next((place for place in places if calls.calls.get(place[0].first + place[1]) is call), None)
 
     def on_resize(self, size: int) -> None:
         events = self.events

@@ -109,10 +109,10 @@ class Dispatcher(Exchange):
 
     def call(self, call: Call) -> None:
         """Adds one call."""
-        definition = call.definition
+        definition = call._definition
         if definition is not None and definition.kind is not _NAMED:
             self.delivered.watch(definition)
-        self.calls.incoming += (call,)
+        self.calls.incoming.append(call)
         # Where it is: who digests the next answer takes it, or who is at it now, and looks again before he leaves.
         if not self.sated:
             self.drain()

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from pairpool._answers import Answers
 from pairpool._calls import Call
-from pairpool._codec import Payload
 from pairpool._descriptors import Owner
 from pairpool._packet import OutcomeMode
 from pairpool._states import Sent
@@ -69,7 +68,7 @@ class Exchange(Answers):
         if outcomes is None or outcomes[2:5] != THE_ONE or outcomes.again:
             self.adopt_sent()
             return True
-        call.sink.settle(outcomes.buffers[0][0], outcomes.buffers[1])
+        call.settle(outcomes.buffers[0][0], outcomes.buffers[1])
         owning, owners = map(Owner.fromfd, outcomes.kept.descriptors), outcomes.kept.owners
         # commit
         del heard[0]
@@ -77,6 +76,5 @@ class Exchange(Answers):
         self.at_rest = True
         owners += owning
 
-        if isinstance(call.payload, Payload):
-            call.payload.close()
+        call.release()
         return True

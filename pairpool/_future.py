@@ -9,13 +9,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pairpool import errors
-from pairpool._dispatch import wake_all
+from pairpool._dispatch import Call, wake_all
 from pairpool.results import Awaited, Outcome, decode
 
 if TYPE_CHECKING:
     from pairpool._dispatch import Dispatcher
 
 T = TypeVar("T")
+
+_TOLD = (0, b"")  # status and payload where what is in it is known already; not one of each future's own
 
 _conditions = allocate_lock()  # guards the making of any future's Condition against its finishing without one
 
@@ -31,7 +33,7 @@ class _ListOnDemand:
         return made
 
 
-class Future(Awaited, concurrent.futures.Future[T]):
+class Future(Awaited, Call, concurrent.futures.Future[T]):
     """The result of one `submit` (`concurrent.futures.Future`).
 
     A Condition is made only when somebody waits for it through the standard library; without one a future costs
@@ -39,10 +41,6 @@ class Future(Awaited, concurrent.futures.Future[T]):
     """
 
     _made: threading.Condition | None = None
-    _raw: tuple[int, Any] | None = None
-    _decoded: Outcome | None = None
-    _state = "PENDING"
-    _result: T | None = None
     _exception: BaseException | None = None
     _waiters = _ListOnDemand()
     _done_callbacks = _ListOnDemand()
@@ -50,6 +48,10 @@ class Future(Awaited, concurrent.futures.Future[T]):
     def __init__(self, dispatcher: Dispatcher, pool: object) -> None:
         self._dispatcher = dispatcher
         self._pool: Any = pool
+        self._state = "PENDING"
+        self._raw: tuple[int, Any] | None = None
+        self._decoded: Outcome | None = None
+        self._result: T | None = None
 
     @property
     def _condition(self) -> threading.Condition:  # type: ignore[override]  # there an attribute, made at once
@@ -71,7 +73,7 @@ class Future(Awaited, concurrent.futures.Future[T]):
         return self._state == "RUNNING"
 
     def settle(self, status: int, payload: Any, outcome: Outcome | None = None) -> None:
-        raw = (status, payload)
+        raw = (status, payload) if outcome is None else _TOLD
         with _conditions:
             if self._raw is None:
                 self._raw = raw

@@ -13,7 +13,7 @@ import functools
 import sys
 import weakref
 from collections.abc import Callable
-from operator import is_
+from operator import attrgetter, is_
 from types import CodeType, FunctionType, GetSetDescriptorType, MemberDescriptorType, ModuleType
 from typing import Any, Final, Generic, Protocol, TypeVar
 
@@ -23,6 +23,7 @@ from pairpool._fingerprint import likeness
 from pairpool._framing import ATOMS
 from pairpool._ledger import Ledger, binding_of
 from pairpool._namespaces import MISSING, home_of, main_module, main_namespace
+from pairpool._strikes import came_from_handler
 
 T = TypeVar("T")
 
@@ -43,17 +44,19 @@ class Guard(Protocol):
 class _ImportedGuard:
     """Of a callable which pickle finds in a module that can be imported."""
 
-    __slots__ = ("_module", "_path")
+    __slots__ = ("_find", "_module")
 
     def __init__(self, module: ModuleType, name: str) -> None:
         self._module = module
-        self._path = name.split(".")
+        self._find = attrgetter(name)
 
     def holds_for(self, function: Callable[..., Any]) -> bool:
-        found: Any = self._module
-        for step in self._path:
-            found = getattr(found, step, None)
-        return found is function
+        try:
+            return self._find(self._module) is function
+        except AttributeError as error:
+            if came_from_handler(error):
+                raise
+            return False
 
 
 class _MainGuard:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -15,10 +14,6 @@ from pairpool._strikes import came_from_handler
 from pairpool.results import AsyncResult, MapResult
 
 T = TypeVar("T")
-
-
-_new_call: Callable[[tuple[Any, ...]], _dispatch.Call] = functools.partial(tuple.__new__, _dispatch.Call)
-"""Makes a call; its own `__new__` is Python, and takes twice as long."""
 
 
 class Tasks:
@@ -48,7 +43,9 @@ class Tasks:
         if type(self).apply_async is not Tasks.apply_async:
             result = self.apply_async(func, args, kwds)  # a subclass has its own, and expects it to be called
         else:
-            result = self._apply(func, args, kwds, None, None, waits=True)
+            self._check_running()
+            result = AsyncResult(self._dispatcher, self._owner, None, None)
+            self._call(result, func, args, kwds, waits=True)
         value: T = result.get()
         return value
 
@@ -65,61 +62,47 @@ class Tasks:
         Arguments are pickled here and now, so a later change to them is not seen by the task; an error in that comes
         out of the result's `get()`. Callbacks run in one thread, in the order of results, before `get()` returns.
         """
-        return self._apply(func, args, kwds, callback, error_callback, waits=False)
-
-    def _apply(
-        self,
-        func: Callable[..., Any],
-        args: Iterable[Any],
-        kwds: Mapping[str, Any],
-        callback: Any,
-        error_callback: Any,
-        *,
-        waits: bool,
-    ) -> AsyncResult:
-        """`waits`: the caller waits for the result at once."""
         self._check_running()
         result = AsyncResult(self._dispatcher, self._owner, callback, error_callback)
-        try:
-            call = _arguments.of_call(*args, **kwds)
-        except Exception as error:
-            if came_from_handler(error):
-                raise
-            self._dispatcher.call(_dispatch.Call(None, _arguments.error_of_call(func, error), result))
-        else:
-            self._call(func, *call, result, waits=waits)
+        self._call(result, func, args, kwds)
         return result
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[T]:
         """Calls ``fn(*args, **kwargs)`` in a worker; a `concurrent.futures.Future` has the result."""
         self._check_running()
         future: Future[T] = Future(self._dispatcher, self._owner)
-        self._call(fn, args, kwargs, future, waits=False)
+        self._call(future, fn, args, kwargs)
         return future
 
     def _call(
-        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], sink: Any, *, waits: bool
+        self,
+        call: _dispatch.Call,
+        function: Callable[..., Any],
+        args: Iterable[Any],
+        kwargs: Mapping[str, Any],
+        *,
+        waits: bool = False,
     ) -> None:
+        """`waits`: the caller waits for the result at once."""
         dispatcher, pending = self._dispatcher, self._pending
         if pending is not None:
             dispatcher.wait(pending.has_room, pending.signals)
             self._check_running()
         try:
+            if type(args) is not tuple or type(kwargs) is not dict or kwargs:
+                args, kwargs = _arguments.of_call(function, args, kwargs)
             encoder = dispatcher.encoder
+            payload: Any = args
             # What may be bounded by bytes is measured, and who waits has nobody to share a pickle with.
             definition = encoder.definition_of_plain(function, args, kwargs) if pending is None and not waits else None
-            if definition is not None:
-                dispatcher.call(_new_call((definition, args, sink, self._terms, None)))
-                return
-            definition, payload = encoder.call(function, args, kwargs)
+            if definition is None:
+                definition, payload = encoder.call(function, args, kwargs)
         except Exception as error:
             if came_from_handler(error):
                 raise
-            dispatcher.call(_dispatch.Call(None, error, sink))
-            return
-        if pending is not None:
-            pending.add(sink, payload)
-        call = _new_call((definition, payload, sink, self._terms, pending))
+            call.carry(None, error)
+        else:
+            call.carry(definition, payload, self._terms, pending)
         if waits:
             dispatcher.call_and_wait(call)
         else:

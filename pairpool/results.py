@@ -14,7 +14,7 @@ from itertools import repeat
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pairpool import errors
-from pairpool._dispatch import OutcomeMode, Status, wake_all
+from pairpool._dispatch import Call, OutcomeMode, Status, wake_all
 from pairpool._strikes import came_from_handler
 
 if TYPE_CHECKING:
@@ -79,15 +79,14 @@ class Awaited:
 class _Result(Awaited):
     """Something that becomes ready once, after its callbacks have run."""
 
-    _settled = False  # every outcome is there
-    _done = False  # and callbacks have run
-    _outcome: Outcome | None = None
-
     def __init__(self, dispatcher: Dispatcher, pool: object, callback: Any, error_callback: Any) -> None:
         self._dispatcher = dispatcher
         self._pool: Any = pool
         self._callback = callback
         self._error_callback = error_callback
+        self._settled = False  # every outcome is there
+        self._done = False  # and callbacks have run
+        self._outcome: Outcome | None = None
 
     def _decode(self) -> Outcome:
         raise NotImplementedError
@@ -176,18 +175,21 @@ class _Result(Awaited):
             del value, self  # no cycle through the traceback
 
 
-class AsyncResult(_Result, stdlib.ApplyResult):  # type: ignore[type-arg]
+class AsyncResult(_Result, Call, stdlib.ApplyResult):  # type: ignore[type-arg]
     """The result of one call (`multiprocessing.pool.AsyncResult`)."""
 
-    _raw: tuple[int, Any] | None = None
+    def __init__(self, dispatcher: Dispatcher, pool: object, callback: Any, error_callback: Any) -> None:
+        _Result.__init__(self, dispatcher, pool, callback, error_callback)
+        self._raw: tuple[int, Any] | None = None
 
     def begin(self) -> bool:
         return True
 
     def settle(self, status: int, payload: Any, outcome: Outcome | None = None) -> None:
-        if self._raw is None:
-            self._raw = (status, payload)
+        if outcome is not None:
             self._outcome = outcome
+        elif self._raw is None:
+            self._raw = (status, payload)
         self._settle()
 
     def _decode(self) -> Outcome:

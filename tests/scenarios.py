@@ -12,7 +12,7 @@ from interruptions import Interruption, Point
 from pairpool import errors
 from pairpool._codec import Definition, DefinitionKind, Payload
 from pairpool._core import RETRY, SHORTAGE
-from pairpool._dispatch import BatchJob, Call, Dispatcher, Feeder, WorkerPlan
+from pairpool._dispatch import BatchJob, Dispatcher, Feeder, WorkerPlan
 from pairpool._feeder import CLOSED
 from pairpool._future import Future
 from pairpool._iterators import IMapIterator, IMapUnorderedIterator
@@ -114,7 +114,7 @@ class Stage:
     def call(self, sink: Any, *arguments: Any, terms: Terms | None = None, **payload: Any) -> Any:
         """Submit a call."""
         made = packed((self.double, arguments, {}), **payload)
-        self.dispatcher.calls.incoming.append(Call(None, made, sink, terms))
+        self.dispatcher.calls.incoming.append(carrying(sink, made, terms=terms))
         self.enter()
         return sink
 
@@ -194,6 +194,12 @@ def packed(thing: Any, **how: Any) -> Payload:
     return Payload(thing, **how)
 
 
+def carrying(call: Any, payload: Any, definition: Definition | None = None, terms: Terms | None = None) -> Any:
+    """Return a call of which that is sent."""
+    call.carry(definition, payload, terms)
+    return call
+
+
 def outcome(result: Any) -> Any:
     """Return what a caller sees, as plain data."""
     if isinstance(result, IMapIterator):
@@ -224,7 +230,7 @@ def calls(stage: Stage) -> Any:
     cancelled.cancel()
     stage.call(cancelled, 99)
     unpicklable = stage.result()
-    stage.dispatcher.calls.incoming.append(Call(None, TypeError("cannot be pickled"), unpicklable))
+    stage.dispatcher.calls.incoming.append(carrying(unpicklable, TypeError("cannot be pickled")))
     aloud: Future[Any] = Future(stage.dispatcher, None)
     aloud.add_done_callback(lambda future: stage.told.append(future.result()))
     stage.call(aloud, 41)
@@ -315,7 +321,7 @@ def overruns(stage: Stage) -> Any:
     for _ in range(10):
         for worker in stage.workers:
             packet = dispatcher.scheduler.packets.get(worker._packet)
-            if packet is not None and worker._units and dispatcher.calls.sink_of(packet.first) in (late, cancelled):
+            if packet is not None and worker._units and dispatcher.calls.calls.get(packet.first) in (late, cancelled):
                 worker.get_stuck(stage.clock.now)
             worker.go_on()
         stage.enter()

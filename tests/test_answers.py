@@ -9,7 +9,6 @@ import pytest
 
 from pairpool import _calls, errors
 from pairpool._answers import STARTS_THAT_MAY_FAIL
-from pairpool._calls import Call
 from pairpool._codec import Definition, DefinitionKind
 from pairpool._core import RETRY, SHORTAGE
 from pairpool._dispatch import BatchJob
@@ -18,7 +17,7 @@ from pairpool._packet import COMMITTED_HEAD, OutcomeMode, Status
 from pairpool._states import Packet
 from pairpool.engines import Outcomes
 from pairpool.results import MapResult
-from scenarios import Stage, outcome, packed
+from scenarios import Stage, carrying, outcome, packed
 from scripted import ScriptedWorker
 
 
@@ -163,7 +162,7 @@ def run_poor(stage: Stage, culprit: int | None) -> None:
     packets, calls = stage.dispatcher.scheduler.packets, stage.dispatcher.calls.calls
     for _ in range(1000):
         stage.enter()
-        if culprit in calls and isinstance(calls[culprit].payload, Exception):
+        if culprit in calls and isinstance(calls[culprit]._payload, Exception):
             culprit = None  # it is refused, and travels as nothing
         moved = []
         for worker in stage.workers:
@@ -187,7 +186,7 @@ def test_what_cannot_be_received_fails_alone(
     numbers = [number for number in range(1, 60) if number % 10]
     results = [stage.result() for _ in numbers]
     for number, result in zip(numbers, results, strict=True):
-        stage.dispatcher.calls.incoming.append(Call(None, packed((stage.double, (number,), {})), result))
+        stage.dispatcher.calls.incoming.append(carrying(result, packed((stage.double, (number,), {}))))
     before = stage.workers
     run_poor(stage, culprit)
     wrong = [place for place, result in enumerate(results) if outcome(result) != 2 * numbers[place]]
@@ -377,7 +376,7 @@ def test_units_go_together_as_far_as_there_is_room(stage: Stage, monkeypatch: py
     numbers = [number for number in range(100) if number % 10]
     results = [stage.result() for _ in numbers]
     for number, result in zip(numbers, results, strict=True):
-        stage.dispatcher.calls.incoming.append(Call(None, packed((stage.double, (number,), {})), result))
+        stage.dispatcher.calls.incoming.append(carrying(result, packed((stage.double, (number,), {}))))
     stage.run()
     assert [outcome(result) for result in results] == [2 * number for number in numbers]
     assert refused

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copyreg
+import gc
 import os
 import pickle
 import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -20,6 +22,7 @@ from pairpool._plain import load_numbers
 from pairpool._record import Record
 from pairpool.results import AsyncResult
 from receiving import PATIENCE
+from scenarios import carrying
 from tasks import Line, add, fail_at_zero, identity, wait_for
 
 MakePool = Callable[..., Any]
@@ -258,7 +261,7 @@ def test_what_comes_together_is_checked(values: Any, skip: int, told: Any) -> No
     """A worker could answer anything; with the lock held nothing of it runs."""
     job = _calls.CallJob(Encoder())
     sinks = [unsettled() for _ in range(3)]
-    job.calls = {unit: _calls.Call(None, (unit,), sink) for unit, sink in enumerate(sinks, 10)}
+    job.calls = {unit: carrying(sink, (unit,)) for unit, sink in enumerate(sinks, 10)}
     job.records.append(Record(10, 3, OutcomeMode.SHARED, [pickle.dumps(values)], skip))
     job.digest()
     assert not job.calls
@@ -307,7 +310,7 @@ def test_that_there_is_no_room_to_load_is_nobodys_outcome(error: type[Exception]
     encoder: Any = Encoder()
     job = _calls.CallJob(encoder)
     sink = unsettled()
-    job.calls = {0: _calls.Call(None, (0,), sink)}
+    job.calls = {0: carrying(sink, (0,))}
     job.records.append(Record(0, 1, OutcomeMode.SHARED, [pickle.dumps([5])]))
 
     def run_out(_: Any) -> Any:
@@ -326,7 +329,23 @@ def test_few_that_are_alike_go_with_the_others() -> None:
     encoder = Encoder()
     job = _calls.CallJob(encoder)
     functions = [encoder.definition(add)] * 3 + [encoder.definition(identity)] * 3
-    sink = unsettled()
-    job.calls = {unit: _calls.Call(functions[unit % 6], (unit, 1), sink) for unit in range(60)}
+    job.calls = {unit: carrying(unsettled(), (unit, 1), functions[unit % 6]) for unit in range(60)}
     assert job.build(0, 60, set(), 1 << 18).units == 60
     assert job.build(0, 6, set(), 1 << 18).units == 3
+
+
+@pytest.mark.parametrize("method", ["apply_async", "submit"])
+def test_results_have_no_dictionary_each(make_pool: MakePool, method: str) -> None:
+    """Python makes one for an object that gets more attributes than those before it had when it was made.
+
+    With as many results as calls that would be what they cost most, and what the garbage collector looks at.
+    """
+    pool = make_pool(1)
+    call = (
+        (lambda item: pool.apply_async(identity, (item,)))
+        if method == "apply_async"
+        else partial(pool.submit, identity)
+    )
+    many = [call(item) for item in [*range(100), *map(str, range(100))]]
+    assert [result.get() if method == "apply_async" else result.result() for result in many][-1] == "99"
+    assert not [result for result in many[50:] if dict in map(type, gc.get_referents(result))]

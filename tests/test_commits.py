@@ -15,7 +15,7 @@ from commits import Commit, all_commits, changes, commits_in, forbidden
 from interruptions import Interrupted, Interruption, Point, Undisturbed
 from pairpool import _core
 from pairpool._codec import Definition, DefinitionKind
-from pairpool._dispatch import BatchJob, Call
+from pairpool._dispatch import BatchJob
 from pairpool._future import Future
 from pairpool._iterators import IMapIterator, IMapUnorderedIterator
 from pairpool.results import MapResult
@@ -25,6 +25,7 @@ from scenarios import (
     NoThread,
     Scenario,
     Stage,
+    carrying,
     deaths,
     deaths_in_vain,
     outcome,
@@ -144,7 +145,7 @@ class Entry:
         cancelled: Future[Any] = Future(dispatcher, None)
         self.results += [stage.result(), cancelled]
         for result in self.results:
-            dispatcher.call(Call(None, packed((stage.double, (self.ITEM,), {})), result))
+            dispatcher.call(carrying(result, packed((stage.double, (self.ITEM,), {}))))
         if not dispatcher.scheduler.packets:
             cancelled.cancel()
         for size in (dispatcher.size + 1, dispatcher.size):
@@ -202,7 +203,7 @@ def test_what_is_interrupted_on_the_way_in_is_wanted_or_not(play: Play, enter: s
 
     def scenario(stage: Stage) -> Any:
         dispatcher = stage.dispatcher
-        call = Call(None, packed((stage.double, (1,), {})), stage.result())
+        call = carrying(stage.result(), packed((stage.double, (1,), {})))
         sink = MapResult(dispatcher, None, None, None)
         made = Definition(1 << 60, DefinitionKind.NAMED, packed(stage.double))
         job = BatchJob(dispatcher.encoder, made, sink, items=[1], unit=1, chunk=1, star=False, visible=False)

@@ -14,11 +14,10 @@ from forks import open_descriptors
 from interruptions import Interrupted, Interruption
 from liars import LIES, lie
 from pairpool import _exchange, _framing, _pump
-from pairpool._calls import Call
 from pairpool._handle import WorkerHandle
 from pairpool._states import SlotState
 from receiving import PATIENCE
-from scenarios import Stage, outcome, packed
+from scenarios import Stage, carrying, outcome, packed
 from tasks import Line, fail, identity, tell_and_wait, wait_for, worker_pid
 
 MakePool = Callable[..., Any]
@@ -28,7 +27,7 @@ MakeLine = Callable[[], Line]
 def ask(stage: Stage, item: int, **payload: Any) -> Any:
     """Make a call whose caller waits; return its result."""
     sink = stage.result()
-    stage.dispatcher.call_and_wait(Call(None, packed((stage.double, (item,), {}), **payload), sink))
+    stage.dispatcher.call_and_wait(carrying(sink, packed((stage.double, (item,), {}), **payload)))
     return sink
 
 
@@ -102,7 +101,7 @@ def test_what_is_interrupted_on_the_way_runs_once_or_never(make_stage: Any, prom
         stage = make_stage()
         stage.engine.prompt = prompt
         watching = Interruption([number])
-        call = Call(None, packed((stage.double, (1,), {})), stage.result())
+        call = carrying(stage.result(), packed((stage.double, (1,), {})))
         if not watching.watch(partial(stage.dispatcher.call_and_wait, call)):
             break
         stage.enter()
@@ -171,12 +170,12 @@ def test_a_handler_may_use_the_pool_within_an_exchange(make_stage: Any, prompt: 
         submitted = stage.result()
 
         def handler(at: Stage = stage, sink: Any = submitted) -> None:
-            at.dispatcher.call(Call(None, packed((at.double, (3,), {})), sink))
+            at.dispatcher.call(carrying(sink, packed((at.double, (3,), {}))))
             at.dispatcher.post(at.dispatcher.on_resize, 3)
 
         watching = Interruption([number], handler)
         result = stage.result()
-        call = Call(None, packed((stage.double, (1,), {})), result)
+        call = carrying(result, packed((stage.double, (1,), {})))
         watching.watch(partial(stage.dispatcher.call_and_wait, call))
         if not watching.struck:
             break
@@ -236,11 +235,11 @@ def test_calls_that_were_only_noted_end_with_a_broken_pool(make_stage: Any) -> N
     stage = make_stage()
     early: list[Any] = [stage.result() for _ in range(200)]
     for result in early:
-        stage.dispatcher.call(Call(None, packed((stage.double, (1,), {})), result))
+        stage.dispatcher.call(carrying(result, packed((stage.double, (1,), {}))))
     assert stage.dispatcher.sated
     stage.dispatcher.collapse(KeyError("a fault of ours"))
     late = stage.result()
-    stage.dispatcher.call(Call(None, packed((stage.double, (1,), {})), late))
+    stage.dispatcher.call(carrying(late, packed((stage.double, (1,), {}))))
     assert {outcome(result) for result in (*early, late)} == {repr(KeyError("a fault of ours"))}
 
 

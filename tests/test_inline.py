@@ -35,7 +35,8 @@ class InlinePool:
 
     def made(self, result: AsyncResult, function: Callable[..., Any], *arguments: Any) -> Call:
         """Make a call."""
-        return Call(*self.dispatcher.encoder.call(function, arguments, {}), result)
+        result.carry(*self.dispatcher.encoder.call(function, arguments, {}))
+        return result
 
 
 @pytest.fixture

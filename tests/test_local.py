@@ -27,7 +27,7 @@ from interruptions import Interrupted
 from liars import LIES, lie, lie_of_a_map, lie_once, worker_here
 from pairpool import _channel, _core, _framing, _pacing, _slab
 from pairpool._body import Body
-from pairpool._calls import Call, CallJob
+from pairpool._calls import CallJob
 from pairpool._codec import Definition, DefinitionKind, Encoder, Payload
 from pairpool._descriptors import OwnedDescriptors
 from pairpool._handle import WorkerHandle
@@ -40,6 +40,7 @@ from pairpool.engines import local
 from pairpool.engines.local import LocalEngine
 from pairpool.results import AsyncResult
 from receiving import PATIENCE, Carrier
+from scenarios import carrying
 from tasks import Line, identity, tell_and_wait, worker_pid
 from zygotes import has_ended, stop_process
 
@@ -544,9 +545,9 @@ def _numbers(count: int) -> OwnedDescriptors:
 
 def _calls_with(descriptors: int) -> CallJob:
     """Return a job of calls that each have so many descriptors."""
-    job, sink = CallJob(Encoder()), AsyncResult(*[None] * 4)  # type: ignore[arg-type]
+    job = CallJob(Encoder())
     payload = Payload(b"", descriptors=_numbers(descriptors))
-    job.calls = {number: Call(None, payload, sink) for number in range(4000)}
+    job.calls = {number: carrying(AsyncResult(*[None] * 4), payload) for number in range(4000)}  # type: ignore[arg-type]
     return job
 
 
