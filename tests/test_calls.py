@@ -10,7 +10,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
-from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -341,11 +340,11 @@ def test_results_have_no_dictionary_each(make_pool: MakePool, method: str) -> No
     With as many results as calls that would be what they cost most, and what the garbage collector looks at.
     """
     pool = make_pool(1)
-    call = (
-        (lambda item: pool.apply_async(identity, (item,)))
-        if method == "apply_async"
-        else partial(pool.submit, identity)
-    )
-    many = [call(item) for item in [*range(100), *map(str, range(100))]]
-    assert [result.get() if method == "apply_async" else result.result() for result in many][-1] == "99"
+    items = [*range(100), *map(str, range(100))]
+    if method == "submit":
+        many = [pool.submit(identity, item) for item in items]
+        assert [future.result() for future in many] == items
+    else:
+        many = [pool.apply_async(identity, (item,)) for item in items]
+        assert [result.get() for result in many] == items
     assert not [result for result in many[50:] if dict in map(type, gc.get_referents(result))]
