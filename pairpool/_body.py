@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 from pairpool._codec import Definition, Payload
 from pairpool._descriptors import NONE_OWNED, OwnedDescriptors
-from pairpool._packet import DEFINITION_HEAD, TASKS_HEAD, Flag, Mode
+from pairpool._packet import DEFINITION_HEAD, TASKS_HEAD, Flag
 
 if TYPE_CHECKING:
     from pairpool._jobs import Encoder
@@ -76,7 +76,7 @@ def table(idents: Sequence[int]) -> bytes:
 
 def pack_body(
     encoder: Encoder,
-    mode: Mode,
+    mode: int,
     flags: int,
     chunk: int,
     definition: int,

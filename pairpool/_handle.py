@@ -168,7 +168,7 @@ class WorkerHandle:
         """Has the worker say that it is up; False where there is no room to tell it."""
         return self._tell(Kind.ROUSE, [])
 
-    def _tell(self, kind: Kind, buffers: Sequence[Any]) -> bool:
+    def _tell(self, kind: int, buffers: Sequence[Any]) -> bool:
         message = _framing.pack(kind, self.slot, buffers)
         try:
             self.control.sendmsg([message], (), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)

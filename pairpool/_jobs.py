@@ -183,13 +183,13 @@ class BatchJob:
         return self._pack(self._own_mode, first, definitions, payloads, None)
 
     @property
-    def _own_mode(self) -> Mode:
+    def _own_mode(self) -> int:
         """Of units each of which has a payload."""
         return Mode.SEPARATE if self.unit == 1 else Mode.CHUNKS
 
     def _pack(
         self,
-        mode: Mode,
+        mode: int,
         first: int,
         definitions: Sequence[Definition],
         payloads: Sequence[Payload | bytes],

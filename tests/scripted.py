@@ -92,7 +92,7 @@ class ScriptedWorker:
             self._send(OutcomeMode.SEPARATE if failed else OutcomeMode.SHARED)
         self._busy = False
 
-    def _send(self, mode: OutcomeMode) -> None:
+    def _send(self, mode: int) -> None:
         payloads: list[Any] = [payload for _, payload in self._outcomes]
         buffers: list[Any] = [payloads]
         if mode == OutcomeMode.SEPARATE:

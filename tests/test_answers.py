@@ -67,9 +67,7 @@ def tell_first_unit(stage: Stage, worker: ScriptedWorker, packet: Packet) -> Non
         (OutcomeMode.SHARED, 0, 1),  # of a call: its outcome has a payload of its own
     ],
 )
-def test_outcomes_that_cannot_be_cost_the_worker_and_its_item(
-    stage: Stage, mode: OutcomeMode, offset: int, count: int
-) -> None:
+def test_outcomes_that_cannot_be_cost_the_worker_and_its_item(stage: Stage, mode: int, offset: int, count: int) -> None:
     """A worker that tells outcomes of units which it was not sent is ended; all else has its result."""
     lost = stage.call(stage.result(), 1)
     worker = busy_worker(stage)

@@ -41,7 +41,7 @@ def together(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     counts: list[int] = []
     pack: Any = _calls.pack_body  # type: ignore[attr-defined]
 
-    def note(encoder: Any, mode: Mode, *arguments: Any, **options: Any) -> Any:
+    def note(encoder: Any, mode: int, *arguments: Any, **options: Any) -> Any:
         body = pack(encoder, mode, *arguments, **options)
         if mode == Mode.ALIKE:
             counts.append(body.units)

@@ -116,7 +116,7 @@ class Struck(Gate):
         (Mode.SEPARATE, Flag.VISIBLE),
     ],
 )
-def test_what_strikes_is_the_outcome_of_its_unit_alone(mode: Mode, flags: int) -> None:
+def test_what_strikes_is_the_outcome_of_its_unit_alone(mode: int, flags: int) -> None:
     """Others of its packet are what they would be; between units the gate is shut."""
     gate = Struck(1)
     statuses, payloads = b"", []

@@ -51,7 +51,7 @@ class Claims(ThreadPage):
 
 
 def run(
-    function: Any, units: list[Any], claims: Claims, mode: Mode, flags: int, gate: Gate | None = None
+    function: Any, units: list[Any], claims: Claims, mode: int, flags: int, gate: Gate | None = None
 ) -> list[tuple[int, Any]]:
     """Run a packet; return what was sent, its head taken apart in no other way than its kind."""
     sent: list[tuple[int, Any]] = []
@@ -64,7 +64,7 @@ def run(
 
 @pytest.mark.parametrize("flags", [0, Flag.VISIBLE], ids=["together", "visible"])
 @pytest.mark.parametrize("mode", [Mode.SHARED, Mode.SEPARATE])
-def test_of_a_packet_taken_back_before_it_began_nothing_is_told(mode: Mode, flags: int) -> None:
+def test_of_a_packet_taken_back_before_it_began_nothing_is_told(mode: int, flags: int) -> None:
     """A packet of which the parent took every unit is answered by nothing: he knows."""
     assert run(abs, [1, 2], Claims(), mode, flags) == []
 
@@ -193,7 +193,7 @@ def large_in_the_middle(number: int) -> object:
     return WANTED[number]
 
 
-UNITS: dict[str, tuple[Mode, list[Any]]] = {
+UNITS: dict[str, tuple[int, list[Any]]] = {
     "one pickle": (Mode.SHARED, [[*range(STRUCK)]]),
     "a pickle each": (Mode.SEPARATE, [*range(STRUCK)]),
     "calls": (Mode.CALLS, [*[((number,), {}) for number in range(STRUCK)]]),
