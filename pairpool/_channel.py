@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Sequence
 from typing import Any, Final
 
 from pairpool import _framing, _slab
@@ -50,15 +49,12 @@ def charge(length: int) -> int:
     return length + length // 4 + OVERHEAD
 
 
-def encode(kind: int, ident: int, buffers: Sequence[Any], put: Put, head: bytes = b"") -> tuple[bytes, Owner | None]:
-    """The message to send, and the descriptor of a slab that has to travel with it if it is too large.
+def spill(message: bytes, ident: int, put: Put, head: bytes = b"") -> tuple[bytes, Owner]:
+    """The message to send instead of one that is too large, and the descriptor of the slab that has to travel with it.
 
     `put`: has it in a slab; what that raises comes out. `head`: what the receiver learns in any case, also
     where no descriptor is free to receive the slab with.
     """
-    message = _framing.pack(kind, ident, buffers)
-    if len(message) <= _framing.MESSAGE_LIMIT:
-        return message, None
     slab = put((message,), (0,), len(message))
     return _framing.pack(SPILLED, ident, [_LENGTH.pack(len(message)), head]), slab
 

@@ -353,10 +353,7 @@ class Decoder:
         """Return those needs that this worker does not meet."""
         return self._witness.refused(needs)
 
-    @staticmethod
-    def loads(data: Any, descriptors: Sequence[int] = ()) -> Any:
-        """Unpickle. Raises what unpickling raises; consumes the descriptors in any case."""
-        return _envelope.loads(data, descriptors)
+    loads = staticmethod(_envelope.loads)
 
 
 def encode_result(value: object, put: Put = put_once) -> bytes | Payload:

@@ -99,7 +99,7 @@ def open_inside(stream: bytes, buffers: list[Any]) -> Any:
     return pickle.loads(stream, buffers=buffers)
 
 
-def loads(data: Any, descriptors: Sequence[int]) -> Any:
+def loads(data: Any, descriptors: Sequence[int] = ()) -> Any:
     """Unpickle, also what is in an envelope. The descriptors are consumed, also where this fails."""
     if not descriptors:
         return pickle.loads(data)

@@ -37,15 +37,15 @@ class Outgoing:
 
         The entry keeps its descriptors open, whatever becomes of what they belong to.
         """
-        # Several units can go one by one. Without that need they take no descriptor that is the program's.
-        put = self._arena.put if body.units > 1 else self._arena.put_anyway
         buffers = body.buffers
         if self.answers_inline:
             buffers = [flagged(buffers[0], Flag.INLINE), *buffers[1:]]
-        message, memfd = _channel.encode(Kind.TASKS, packet, buffers, put)
-        descriptors = body.descriptors
-        if memfd is not None:
-            descriptors = OwnedDescriptors([memfd]).and_those_of([descriptors])
+        message, descriptors = _framing.pack(Kind.TASKS, packet, buffers), body.descriptors
+        if len(message) > _framing.MESSAGE_LIMIT:
+            # Several units can go one by one. Without that need they take no descriptor that is the program's.
+            put = self._arena.put if body.units > 1 else self._arena.put_anyway
+            message, slab = _channel.spill(message, packet, put)
+            descriptors = OwnedDescriptors([slab]).and_those_of([descriptors])
         return (handle.tasks, message, descriptors), _channel.charge(len(message))
 
     def stay_inline(self) -> None:

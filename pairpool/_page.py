@@ -86,6 +86,9 @@ class Phase(IntEnum):
     DONE = 4
 
 
+_RUNNING, _DONE = int(Phase.RUNNING), int(Phase.DONE)  # 3.11 takes its time to find them
+
+
 class Mark(NamedTuple):
     """What a worker is at."""
 
@@ -211,14 +214,10 @@ class Page:
         """Worker: the unit that was claimed last."""
         return self.memory.words[MARK] >> 4 & 0xFFF
 
-    def mark(self, phase: Phase) -> None:
-        """Worker: show how far it is with the unit that it claimed last."""
-        words = self.memory.words
-        words[MARK] = words[MARK] & ~_PHASE | phase
-
     def running(self) -> None:
         """Worker: show that the unit's own code runs from now on."""
-        self.mark(Phase.RUNNING)
+        words = self.memory.words
+        words[MARK] = words[MARK] & ~_PHASE | _RUNNING
 
     def next_item(self) -> None:
         """Worker: the next item of a unit begins, for which time counts anew."""
@@ -226,7 +225,8 @@ class Page:
 
     def done(self) -> None:
         """Worker: show that no unit's code runs."""
-        self.mark(Phase.DONE)
+        words = self.memory.words
+        words[MARK] = words[MARK] & ~_PHASE | _DONE
 
     def take_tail(self, packet: int, count: int) -> int:
         """Parent: take back the units that the worker has not claimed; return the offset of the first.

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pairpool._runner import Page, Runner
 
 
+_IDENT: Final = struct.Struct("<Q")
 _TOGETHER: Final = frozenset((Mode.SHARED, Mode.GROUPED, Mode.ALIKE))  # items share payloads
 _OF_CALLS: Final = frozenset((Mode.CALLS, Mode.ALIKE))
 
@@ -132,7 +133,7 @@ class Units:
         return Status.ERROR, payload
 
     def _is_worth_a_try(self, unit: int, error: BaseException) -> bool:
-        (ident,) = struct.unpack_from("<Q", self.filters, 8 * unit if self._mode == Mode.CALLS else 0)
+        (ident,) = _IDENT.unpack_from(self.filters, 8 * unit if self._mode == Mode.CALLS else 0)
         try:
             return bool(ident) and self._runner.function(ident)(error)
         except BaseException:
@@ -166,7 +167,7 @@ class Units:
             descriptors, self.shares[unit] = self.shares[unit], ()
         data = codec.loads(self._payloads[unit + offset], descriptors)
         if mode == Mode.CALLS:
-            (definition,) = struct.unpack_from("<Q", self._payloads[0], 8 * unit)
+            (definition,) = _IDENT.unpack_from(self._payloads[0], 8 * unit)
             function, arguments, keywords = (runner.function(definition), *data) if definition else data
             runner.page.running()
             return function(*arguments, **keywords)

@@ -21,6 +21,8 @@ import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
+from functools import partial
+from operator import not_
 from typing import TYPE_CHECKING, Any
 
 from pairpool import _channel, _codec, _descriptors, _framing
@@ -132,8 +134,8 @@ class _PickleCodec:
     def __init__(self, slabs: Arena) -> None:
         decoder = _codec.Decoder()  # before the initializer runs: it remembers what the main module had
         self._refused = decoder.refused
-        self._slabs = slabs
         self.loads = decoder.loads
+        self.encode_value = partial(_codec.encode_result, put=slabs.put)
 
     def refused(self, data: Any) -> bytes | None:
         needs = _codec.loads_needs(data)
@@ -145,8 +147,7 @@ class _PickleCodec:
     def kept(self, data: Any) -> bytes:
         return bytes(data)
 
-    def is_nothing(self, data: Any) -> bool:
-        return not len(data)
+    is_nothing = staticmethod(not_)
 
     def has_nothing(self, payloads: Sequence[Any]) -> bool:
         return not all(map(len, payloads))
@@ -156,9 +157,6 @@ class _PickleCodec:
 
     may_wait = staticmethod(_framing.is_settled)
     encode_values = staticmethod(_codec.Encoder.dumps_atoms)
-
-    def encode_value(self, value: Any) -> Any:
-        return _codec.encode_result(value, self._slabs.put)
 
     def encode_error(self, error: BaseException) -> bytes:
         # A result that cannot be pickled is no error of the task: as in the stdlib it shows no remote traceback.
@@ -227,22 +225,28 @@ class Worker:
     def send(self, kind: int, ident: int, buffers: Sequence[Any]) -> None:
         """Sends one message, blocking while the channel is full. Outcomes for which there is no slab go in parts."""
         outcomes, descriptors = buffers, tuple[int, ...]()
-        put: Put = self._slabs.put_anyway
-        head = b"".join(buffers[:1]) if kind == Kind.OUTCOMES else b""
-        if head and self._inline and OUTCOMES_HEAD.unpack(head)[2] > 1:
-            put = _no_slab
         if not _ONLY_BYTES.issuperset(map(type, buffers)):
             buffers, descriptors = _placed(buffers)
+        message = _framing.pack(kind, ident, buffers)
+        if len(message) <= _framing.MESSAGE_LIMIT:
+            self._transmit(message, descriptors)
+            return
+        put: Put = self._slabs.put_anyway
+        head = bytes(buffers[0]) if kind == Kind.OUTCOMES else b""
+        if head and self._inline and OUTCOMES_HEAD.unpack(head)[2] > 1:
+            put = _no_slab
         try:
-            message, memfd = _channel.encode(kind, ident, buffers, put, head)
+            message, slab = _channel.spill(message, ident, put, head)
         except (OSError, MemoryError) as error:
             if kind != Kind.OUTCOMES:
                 raise
             for part in _in_parts(outcomes, error):
                 self.send(kind, ident, part)
             return
-        if memfd is not None:
-            descriptors = (memfd.fileno(), *descriptors)
+        with closing(slab):
+            self._transmit(message, (slab.fileno(), *descriptors))
+
+    def _transmit(self, message: bytes, descriptors: tuple[int, ...]) -> None:
         while True:
             try:
                 if descriptors:
@@ -250,8 +254,6 @@ class Worker:
                     self._tasks.sendmsg([message], rights)
                 else:
                     self._tasks.sendall(message)
-                if memfd is not None:
-                    memfd.close()
                 return
             except OSError as error:
                 if error.errno not in _REFUSALS:

@@ -193,8 +193,9 @@ class AsyncResult(_Result, Call, stdlib.ApplyResult):  # type: ignore[type-arg]
         self._settle()
 
     def _decode(self) -> Outcome:
-        assert self._raw is not None
-        return decode(self._dispatcher, *self._raw)
+        raw = self._raw
+        assert raw is not None
+        return decode(self._dispatcher, raw[0], raw[1])
 
     def _succeeded(self) -> bool:
         return self._raw is not None and self._raw[0] == Status.OK

@@ -350,7 +350,7 @@ def test_a_failed_claim_leaves_the_mark(parent: Page, worker: Page) -> None:
     worker.begin(5, 3)
     worker.claim()
     parent.take_tail(5, 3)
-    worker.mark(Phase.RUNNING)
+    worker.running()
     worker.claim()
 
     assert parent.read()[:3] == (5, 0, Phase.RUNNING)
