@@ -26,12 +26,9 @@ from typing import Any
 
 from pairpool._answers import Answers
 from pairpool._calls import Call
-from pairpool._descriptors import Owner
-from pairpool._packet import OutcomeMode
 from pairpool._states import Sent
 from pairpool._strikes import came_from_handler
 
-THE_ONE = (OutcomeMode.SEPARATE, 0, 1)  # mode, offset and number of outcomes that are one call's
 SHORT = 100_000  # ns that calls may take, by our estimate, so that this is worth trying
 
 
@@ -65,25 +62,18 @@ class Exchange(Answers):
             if came_from_handler(error):
                 raise
             return False
-        sent, heard = self.sent, self.heard
+        sent = self.sent
         note = (_new_sent((packet, slot, calls.plan, body, size, calls.calls, call)),)
         # commit
         scheduler.next_packet = packet + 1
         self.at_rest = False
         sent += note
 
-        outcomes = processes.exchange(slot.ident, packet, entry, heard)
-        if outcomes is None or outcomes.again or outcomes[2:5] != THE_ONE:
+        answer = processes.exchange(slot.ident, packet, entry, sent, self.heard)
+        if answer is None:
             self.adopt_sent()
-            return True
-        call.settle(outcomes.buffers[0][0], outcomes.buffers[1])
-        descriptors, owners = outcomes.kept
-        owning = map(Owner.fromfd, descriptors) if descriptors else ()
-        # commit
-        del heard[0]
-        del sent[0]
-        self.at_rest = True
-        owners += owning
-
-        call.release()
+        else:
+            self.at_rest = True
+            call.settle(answer[0], answer[1])
+            call.release()
         return True

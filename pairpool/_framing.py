@@ -69,6 +69,7 @@ unpack = twin.unpack
 flush = twin.flush
 receive = twin.receive
 await_message = twin.await_message
+exchange = twin.exchange
 wait_ready = twin.wait_ready
 
 ATOMS: Final = _sharing_py.ATOMS

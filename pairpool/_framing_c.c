@@ -7,6 +7,7 @@
    - The GIL is released once for a batch, not once for a message: each time, a thread that computes in Python
      may keep it for a switch interval (5 ms), as long as ten thousand messages take. */
 
+#define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
 #include <endian.h>
@@ -14,6 +15,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <sched.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
@@ -440,18 +442,22 @@ static int append_record(PyObject *arrivals, PyObject *tag, struct record *recor
     return joined == NULL ? -1 : 0;
 }
 
+static void spin_for_batch(struct batch *batch, int socket, Py_ssize_t limit, double spin) {
+    Py_BEGIN_ALLOW_THREADS
+    int64_t deadline = spin > 0 ? deadline_after(spin) : 0;
+    do
+        receive_batch(batch, socket, limit);
+    while (spin > 0 && batch->error == EAGAIN && batch->number == 0 && now() < deadline && sched_yield() == 0);
+    Py_END_ALLOW_THREADS
+}
+
 static PyObject *receive_until(PyObject *sock, PyObject *arrivals, PyObject *tag, Py_ssize_t limit, double spin) {
     struct batch batch;
     Py_ssize_t received = 0;
     int socket = descriptor_of(sock);
 
     while (!PyErr_Occurred()) {
-        Py_BEGIN_ALLOW_THREADS
-        int64_t deadline = spin > 0 ? deadline_after(spin) : 0;
-        do
-            receive_batch(&batch, socket, limit - received);
-        while (spin > 0 && batch.error == EAGAIN && batch.number == 0 && now() < deadline && sched_yield() == 0);
-        Py_END_ALLOW_THREADS
+        spin_for_batch(&batch, socket, limit - received, spin);
         int recorded = 0;
         while (recorded < batch.number && append_record(arrivals, tag, &batch.records[recorded]) == 0)
             recorded++;
@@ -482,6 +488,90 @@ static PyObject *await_message(PyObject *Py_UNUSED(module), PyObject *const *arg
         return NULL;
     double spin = PyFloat_AsDouble(args[3]);
     return PyErr_Occurred() ? NULL : receive_until(args[0], args[1], args[2], 1, spin);
+}
+
+/* --- A call and its answer ------------------------------------------------------------------------------ */
+
+enum { OUTCOMES = 2, SEPARATE = 1, ERROR = 1 }; /* of _packet.py: Kind, OutcomeMode, Status */
+
+struct __attribute__((packed)) lone_outcome { /* the lengths of three buffers, and two of them */
+    uint64_t lengths[3];
+    uint8_t mode, padding[3];
+    uint32_t offset, units;
+    uint64_t ran_ns;
+    uint8_t status;
+};
+
+/* Status and payload, where a message is the answer to `ident` and nothing but one outcome; else NULL, and no error. */
+static PyObject *lone_outcome_in(struct record *record, uint64_t ident) {
+    const char *data = record->place.iov_base;
+    Py_ssize_t size = (Py_ssize_t)record->place.iov_len;
+    struct lone_outcome lone;
+    struct header header;
+
+    if (record->header.msg_controllen > 0 || record->header.msg_flags & (MSG_TRUNC | MSG_CTRUNC) ||
+        size < (Py_ssize_t)(sizeof(header) + sizeof(lone)) || parse(data, size, &header) != NULL ||
+        header.kind != OUTCOMES || header.ident != ident || header.number != 3)
+        return NULL;
+    memcpy(&lone, data + sizeof(header), sizeof(lone));
+    const size_t head = offsetof(struct lone_outcome, status) - offsetof(struct lone_outcome, mode);
+    if (le64toh(lone.lengths[0]) != head || le64toh(lone.lengths[1]) != 1 || lone.mode != SEPARATE ||
+        le32toh(lone.offset) != 0 || le32toh(lone.units) != 1 || lone.status > ERROR)
+        return NULL;
+    Py_ssize_t start = (Py_ssize_t)(sizeof(header) + sizeof(lone));
+    return Py_BuildValue("(iy#)", lone.status, data + start, size - start);
+}
+
+static PyObject *send_and_hear(PyObject *outgoing, PyObject *sock, PyObject *arrivals, PyObject *tag, uint64_t ident,
+                               PyObject *note, double spin) {
+    struct batch batch;
+    int socket = descriptor_of(sock);
+    PyObject *all_sent = PyErr_Occurred() ? NULL : flush(NULL, outgoing);
+
+    if (all_sent != Py_True)
+        return all_sent == NULL ? NULL : Py_NewRef(Py_None);
+    for (;;) {
+        spin_for_batch(&batch, socket, 1, spin);
+        if (batch.number > 0) {
+            struct record *record = &batch.records[0];
+            PyObject *answer = lone_outcome_in(record, ident);
+            if (answer == NULL && !PyErr_Occurred() && append_record(arrivals, tag, record) == 0)
+                Py_RETURN_NONE;
+            if (answer != NULL && PySequence_DelItem(note, 0) < 0)
+                Py_CLEAR(answer);
+            if (answer == NULL)
+                close_descriptors(&record->header); /* no memory, or no deque */
+            return answer;
+        }
+        if (batch.error == EAGAIN)
+            Py_RETURN_NONE;
+        errno = batch.error;
+        if (errno != EINTR)
+            return PyErr_SetFromErrno(PyExc_OSError);
+        if (PyErr_CheckSignals() < 0)
+            return NULL;
+    }
+}
+
+static PyObject *exchange(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs) {
+    if (check_arity("exchange", nargs, 10) < 0)
+        return NULL;
+    int epoll = descriptor_of(args[0]), watched = PyErr_Occurred() ? -1 : descriptor_of(args[1]);
+    uint64_t armed = PyErr_Occurred() ? 0 : PyLong_AsUnsignedLongLong(args[2]);
+    uint64_t ident = PyErr_Occurred() ? 0 : PyLong_AsUnsignedLongLong(args[7]);
+    double spin = PyErr_Occurred() ? 0 : PyFloat_AsDouble(args[9]);
+    struct epoll_event event = {.events = 0, .data.fd = watched};
+    if (PyErr_Occurred())
+        return NULL;
+    if (epoll_ctl(epoll, EPOLL_CTL_MOD, watched, &event) < 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    PyObject *answer = send_and_hear(args[3], args[4], args[5], args[6], ident, args[8], spin);
+    event.events = (uint32_t)armed;
+    if (epoll_ctl(epoll, EPOLL_CTL_MOD, watched, &event) < 0 && answer != NULL) {
+        Py_DECREF(answer);
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    return answer;
 }
 
 static int milliseconds_until(int64_t deadline) {
@@ -1024,6 +1114,8 @@ static PyMethodDef methods[] = {
     {"flush", flush, METH_O, "flush($module, outgoing, /)\n--\n\n"},
     {"receive", FAST(receive), "receive($module, sock, arrivals, tag, limit, /)\n--\n\n"},
     {"await_message", FAST(await_message), "await_message($module, sock, arrivals, tag, spin, /)\n--\n\n"},
+    {"exchange", FAST(exchange),
+     "exchange($module, epoll, watched, armed, outgoing, sock, arrivals, tag, ident, note, spin, /)\n--\n\n"},
     {"wait_ready", FAST(wait_ready), "wait_ready($module, epoll, spin, timeout, /)\n--\n\n"},
     {"page_begin", FAST(page_begin), "page_begin($module, page, packet, count, /)\n--\n\n"},
     {"page_claim", page_claim, METH_O, "page_claim($module, page, /)\n--\n\n"},

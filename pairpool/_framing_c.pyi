@@ -6,6 +6,7 @@ from pairpool._framing_py import (
     READY_LIMIT as READY_LIMIT,
     UNIT_LIMIT as UNIT_LIMIT,
     await_message as await_message,
+    exchange as exchange,
     flush as flush,
     outbox_append as outbox_append,
     pack as pack,

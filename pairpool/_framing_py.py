@@ -18,10 +18,11 @@ from array import array
 from fcntl import F_GET_SEALS, LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN, fcntl, flock, lockf
 from mmap import MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE, mmap
 from operator import index
+from socket import MSG_CTRUNC, MSG_TRUNC
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from pairpool._packet import COMMITTED_HEAD
+from pairpool._packet import COMMITTED_HEAD, OUTCOMES_HEAD, Kind, OutcomeMode, Status
 from pairpool._sharing_py import is_settled, share_nothing as share_nothing
 from pairpool._strikes import came_from_handler
 from pairpool._transfer_py import (
@@ -35,16 +36,20 @@ from pairpool._transfer_py import (
 from pairpool.errors import FramingError
 
 if TYPE_CHECKING:
+    import select
+    import socket
     from collections.abc import Callable, Iterable, Sequence
 
     from typing_extensions import Buffer
 
     from pairpool._descriptors import Owner
+    from pairpool._transfer_py import Arrivals, Outgoing, Raw
 
 # --- Messages -----------------------------------------------------------------------------------------------
 
 MAGIC: Final = b"pair"
 VERSION: Final = 1
+_CUT_OFF: Final = int(MSG_TRUNC | MSG_CTRUNC)
 HEADER: Final = struct.Struct("<4sBBHQI")  # magic, version, kind, flags, ident, number of buffers
 
 
@@ -105,6 +110,59 @@ def _within(name: str, value: int, least: int, most: int) -> int:
     if not least <= number <= most:
         raise ValueError(f"{name} must be between {least} and {most}")
     return number
+
+
+# --- A call and its answer ----------------------------------------------------------------------------------
+
+
+def exchange(
+    epoll: select.epoll,
+    watched: select.epoll,
+    armed: int,
+    outgoing: Outgoing,
+    sock: socket.socket,
+    arrivals: Arrivals,
+    tag: object,
+    ident: int,
+    note: list[Any],
+    spin: float,
+    /,
+) -> tuple[int, bytes] | None:
+    """Send what is to be sent, and return the answer to the message `ident`: status and payload of its one unit.
+
+    The answer is looked for, as by `await_message`, where all could be sent; meanwhile `epoll` is not on watch over
+    `watched`. With the answer the first entry of `note` is removed. None where there is no such answer: a message
+    that is anything else is appended to the arrivals, as by `receive`. Raises what `flush` raises.
+    """
+    try:
+        epoll.modify(watched, 0)
+        if not flush(outgoing) or not await_message(sock, arrivals, tag, spin):
+            return None
+    finally:
+        epoll.modify(watched, armed)
+    answer = _lone_outcome_in(arrivals[-1][1], ident)
+    if answer is not None:
+        # commit
+        del arrivals[-1]
+        del note[0]
+    return answer
+
+
+def _lone_outcome_in(raw: Raw, ident: int) -> tuple[int, bytes] | None:
+    message, ancillary, flags, _ = raw
+    if ancillary or flags & _CUT_OFF:
+        return None
+    try:
+        kind, told, buffers = unpack(message)
+    except FramingError:
+        return None
+    if (kind, told, [*map(len, buffers[:2])], len(buffers)) != (Kind.OUTCOMES, ident, [OUTCOMES_HEAD.size, 1], 3):
+        return None
+    mode, offset, units, _ = OUTCOMES_HEAD.unpack(buffers[0])
+    status = buffers[1][0]
+    if (mode, offset, units) != (OutcomeMode.SEPARATE, 0, 1) or status > Status.ERROR:
+        return None
+    return status, bytes(buffers[2])
 
 
 # --- A worker's page ----------------------------------------------------------------------------------------

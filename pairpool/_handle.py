@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import struct
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
@@ -25,6 +26,7 @@ from pairpool._strikes import came_from_handler
 from pairpool._zygote import Spawned
 from pairpool.engines import NOTHING_KEPT, Event, Handlers, Kept, Outcomes, SlotEnd
 
+_THE_ONE = (OutcomeMode.SEPARATE, 0, 1)  # mode, offset and number of outcomes that are one call's
 _NO_STATUS = 256  # more than a byte can say
 _CUT_OFF = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)  # plain: an `&` with the module's flags is a microsecond
 _UNKNOWN_EXIT_CODE = 255  # what multiprocessing says of a process whose exit code nobody could learn
@@ -205,24 +207,29 @@ class WorkerHandle:
 
     # -- messages (digested with the dispatcher's lock held; each removes its event) --------------------------
 
-    def answer(self, packet: int, raw: Any) -> Outcomes | None:
-        """The outcomes of this packet, where a message is that; None where it is to be digested as any other.
-
-        Descriptors that came with it are still to be owned.
-        """
-        message, ancillary, flags, _ = raw
+    def answer(self, packet: int, sent: list[Any], heard: deque[Event]) -> tuple[int, Any] | None:
+        """As `Processes.exchange`, of what was heard: it may be the outcome with slabs."""
+        message, ancillary, flags, _ = heard[0][1]
         try:
+            received = _framing.descriptors_of(ancillary)
             kind, ident, buffers = _framing.unpack(message)
-            if kind == Kind.OUTCOMES and ident == packet and not flags & _CUT_OFF:
-                if not ancillary:
-                    return self._outcomes(ident, buffers)
-                received = _framing.descriptors_of(ancillary)
-                outcomes = self._outcomes(ident, buffers, received)
-                return outcomes if received and len(outcomes.kept.descriptors) == len(received) else None
+            if not received or kind != Kind.OUTCOMES or ident != packet or flags & _CUT_OFF:
+                return None
+            outcomes = self._outcomes(ident, buffers, received)
         except (errors.FramingError, IndexError, struct.error) as error:
             if came_from_handler(error):
-                raise  # else `on_message` says what is wrong, and what follows from it
-        return None
+                raise
+            return None  # `on_message` says what is wrong, and what follows from it
+        descriptors, owners = outcomes.kept
+        if outcomes.again or outcomes[2:5] != _THE_ONE or len(descriptors) != len(received):
+            return None
+        owning = map(_descriptors.Owner.fromfd, descriptors)
+        # commit
+        del heard[0]
+        del sent[0]
+        owners += owning
+
+        return outcomes.buffers[0][0], outcomes.buffers[1]
 
     def on_message(self, raw: Any) -> None:
         """Something came from the worker."""

@@ -39,7 +39,7 @@ from _thread import get_ident
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pairpool import _descriptors, _framing
 from pairpool._handle import WorkerHandle
@@ -183,20 +183,18 @@ class Pump:
             while _framing.receive(handle.tasks, self._handlers.events, handle.on_message, BATCH) == BATCH:
                 pass
 
-    def hear(self, handle: WorkerHandle, send: Callable[[], bool], heard: deque[Event]) -> None:
-        """Has something sent to a worker, and leaves one message of it in `heard`, if that comes within the spin.
+    def exchange(
+        self, handle: WorkerHandle, packet: int, outbox: deque[Any], sent: list[Any], heard: deque[Event]
+    ) -> tuple[int, bytes] | None:
+        """Sends a packet to a worker, and looks for its answer for as long as the spin (see `_framing_py.exchange`).
 
-        `send`: returns False where it could not be sent yet. With the dispatcher's lock held, so not with `receiving`:
-        whoever has that may be struck by a handler that wants the lock. It is not needed: no worker's end is digested
-        meanwhile, and of a worker that was idle no two messages are under way whose order matters.
+        The I/O thread is off its watch meanwhile, or the answer would wake it. With the dispatcher's lock held, so not
+        with `receiving`: whoever has that may be struck by a handler that wants the lock. It is not needed: no worker's
+        end is digested meanwhile, and of a worker that was idle no two messages are under way whose order matters.
         """
-        modify = self.outer.modify
-        try:
-            modify(self.channels, 0)  # or it would wake the I/O thread
-            if send():
-                _framing.await_message(handle.tasks, heard, handle.on_message, SPIN)
-        finally:
-            modify(self.channels, ARMED)
+        return _framing.exchange(
+            self.outer, self.channels, ARMED, outbox, handle.tasks, heard, handle.on_message, packet, sent, SPIN
+        )
 
     def rearm(self) -> None:
         """The I/O thread has served the channels: it stays on watch unless a caller is."""

@@ -233,14 +233,23 @@ class ScriptedEngine:
         """Itself: it can all that an engine of processes can."""
         return self
 
-    def exchange(self, slot: int, packet: int, entry: Any, heard: deque[Event]) -> Outcomes | None:
+    def exchange(
+        self, slot: int, packet: int, entry: Any, sent: list[Any], heard: deque[Event]
+    ) -> tuple[int, Any] | None:
         """Send a packet, and return what is answered."""
         self.outbox.append(entry)
         self.flush()
         if not self.prompt or slot not in self.by_slot:
             return None
-        outcomes = self.by_slot[slot].answer()
-        heard.append((self.handlers.on_outcomes, outcomes))
+        outcomes = self.lie(self.by_slot[slot].answer())
+        if outcomes.units != 1:
+            heard.append((self.handlers.on_outcomes, outcomes))
+            return None
+        del sent[0]
+        return outcomes.buffers[0][0], outcomes.buffers[1]
+
+    def lie(self, outcomes: Outcomes) -> Outcomes:
+        """Say instead of that."""
         return outcomes
 
     def recall(self, slot: int) -> None:

@@ -150,10 +150,13 @@ class Processes(Protocol):
     def receives_here(self) -> bool:
         """Whether the calling thread was interrupted as it receives: workers may have to wait with their end for it."""
 
-    def exchange(self, slot: int, packet: int, entry: Any, heard: deque[Event]) -> Outcomes | None:
-        """Sends this packet, and looks for its outcomes for as long as it is not worth to sleep.
+    def exchange(
+        self, slot: int, packet: int, entry: Any, sent: list[Any], heard: deque[Event]
+    ) -> tuple[int, Any] | None:
+        """Sends this packet of one unit, and looks for its outcome for as long as it is not worth to sleep.
 
-        What the slot's worker said is left in `heard`, and removed by the caller; None where that is no outcomes.
+        Returns status and payload, and removes the note of the packet in `sent`, in one step. None where there is no
+        answer, or another one, which is left in `heard` to be digested.
         """
 
     def mark(self, slot: int) -> tuple[int, int, int] | None:

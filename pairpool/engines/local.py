@@ -47,9 +47,10 @@ from pairpool._masks import shut_out_signals
 from pairpool._outgoing import Outgoing
 from pairpool._packet import Reason
 from pairpool._pump import BATCH, Kick, Pump
+from pairpool._strikes import came_from_handler
 from pairpool._waiting import Deadline, wake_all
 from pairpool._zygote import Exited, Spawned, WorkerSetup, Zygote
-from pairpool.engines import Event, Handlers, Outcomes, SlotEnd, WorkerPlan
+from pairpool.engines import Event, Handlers, SlotEnd, WorkerPlan
 
 if TYPE_CHECKING:
     from pairpool._body import Body
@@ -148,15 +149,23 @@ class LocalEngine:
     def processes(self) -> LocalEngine:
         return self
 
-    def exchange(self, slot: int, packet: int, entry: Any, heard: deque[Event]) -> Outcomes | None:
+    def exchange(
+        self, slot: int, packet: int, entry: Any, sent: list[Any], heard: deque[Event]
+    ) -> tuple[int, Any] | None:
         handle = self._handles[slot]
         self.outbox.append(entry)
-        self._pump.hear(handle, self._send, heard)
-        return handle.answer(packet, heard[0][1]) if heard else None
-
-    def _send(self) -> bool:
-        self.flush()
-        return not self.outbox
+        try:
+            answer = self._pump.exchange(handle, packet, self.outbox, sent, heard)
+        except OSError as error:
+            if came_from_handler(error):
+                raise
+            answer = None
+        if answer is None:
+            if heard:
+                return handle.answer(packet, sent, heard)
+            if self.outbox:
+                self.flush()  # the kernel pushes back, or the packet cannot be sent
+        return answer
 
     def recall(self, slot: int) -> None:
         handle = self._handles.get(slot)
