@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Sequence
 from typing import Any, Final
 
 from pairpool import _framing, _slab
@@ -68,15 +69,12 @@ def head_of_spilled(message: Any) -> tuple[int, Any]:
     return ident, buffers[1] if kind == SPILLED and len(buffers) == 2 else b""
 
 
-def decode(message: Any, descriptors: tuple[int, ...]) -> tuple[int, int, list[memoryview], tuple[int, ...]]:
-    """Kind, ident and buffers of a message, and the descriptors that belong to what it carries.
+def fetch(ident: int, buffers: Sequence[Any], descriptors: tuple[int, ...]) -> tuple[int, list[memoryview]]:
+    """Kind and buffers of a spilled message, from `buffers` of the one that tells of it.
 
-    The descriptor of a spilled message's slab is the first of `descriptors`; it stays the caller's to close, and may be
-    closed at once. Raises FramingError for anything malformed.
+    The descriptor of its slab is the first of `descriptors`; it stays the caller's to close, and may be closed at once.
+    Raises FramingError for anything malformed.
     """
-    kind, ident, buffers = _framing.unpack(message)
-    if kind != SPILLED:
-        return kind, ident, buffers, descriptors
     if not descriptors or not buffers or len(buffers[0]) != _LENGTH.size:
         raise FramingError("malformed message about a spilled one")
     (length,) = _LENGTH.unpack(buffers[0])
@@ -90,7 +88,7 @@ def decode(message: Any, descriptors: tuple[int, ...]) -> tuple[int, int, list[m
     kind, spilled_ident, buffers = _framing.unpack(content)
     if spilled_ident != ident or kind == SPILLED:
         raise FramingError("a spilled message is not the one told")
-    return kind, ident, buffers, descriptors[1:]
+    return kind, buffers
 
 
 def _content(descriptor: int, length: int) -> Any:

@@ -271,9 +271,12 @@ class WorkerHandle:
             ident, head = _channel.head_of_spilled(message)
             if head:
                 return handlers.on_outcomes, self._lost(ident, head)
-        kind, ident, buffers, slabs = _channel.decode(message, received)
+        kind, ident, buffers = _framing.unpack(message)
+        if kind == _channel.SPILLED:
+            kind, buffers = _channel.fetch(ident, buffers, received)
+            received = received[1:]
         if kind == Kind.OUTCOMES:
-            return handlers.on_outcomes, self._outcomes(ident, buffers, slabs, some_lost)
+            return handlers.on_outcomes, self._outcomes(ident, buffers, received, some_lost)
         if kind == Kind.REFUSED:
             return handlers.on_refused, (self.slot, ident, struct.unpack(f"<{len(buffers[0]) // 2}H", buffers[0]))
         if kind == Kind.UNRECEIVED:

@@ -155,6 +155,7 @@ class Page:
             self._close_descriptors()
             raise
         # One Python call fewer than a method has: this is done for each unit.
+        self.begin = partial(_twin.page_begin, self.memory)
         self.claim = partial(_twin.page_claim, self.memory)
         self.run = partial(_twin.page_run, self.memory)
 
@@ -204,10 +205,6 @@ class Page:
             self._open.pop().close()  # the worker alone writes tokens
         else:
             self._close_descriptors()
-
-    def begin(self, packet: int, count: int) -> None:
-        """Worker: enter a packet; from now on its units may be claimed, by either side."""
-        _twin.page_begin(self.memory, packet, count)
 
     @property
     def claimed(self) -> int:

@@ -21,6 +21,8 @@ from pairpool._units import Units
 # How a definition is treated (values of _codec.DefinitionKind).
 NAMED, BY_VALUE, STATEFUL = 0, 1, 2
 
+_STATUSES = [bytes([status]) for status in range(Status.LAST + 1)]
+
 
 class Codec(Protocol):
     """The worker's half of a codec."""
@@ -230,7 +232,7 @@ class Runner:
             status, payload = packet.outcome(unit)
             now = time.monotonic_ns()
             head = OUTCOMES_HEAD.pack(OutcomeMode.SEPARATE, unit, 1, now - started)
-            self._send(Kind.OUTCOMES, ident, [head, bytes((status,)), payload])
+            self._send(Kind.OUTCOMES, ident, [head, _STATUSES[status], payload])
             started = now
 
     def _run_committing(self, ident: int, packet: Units, outbox: Outbox, started: int) -> None:
@@ -272,7 +274,7 @@ class Runner:
         if not outbox.append(status, payload):
             unit = outbox.next_unit
             head = OUTCOMES_HEAD.pack(OutcomeMode.SEPARATE, unit, 1, 0)
-            self._send(Kind.OUTCOMES, ident, [head, bytes((status,)), payload])
+            self._send(Kind.OUTCOMES, ident, [head, _STATUSES[status], payload])
             outbox.begin(ident, unit + 1)
         return now
 

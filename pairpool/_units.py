@@ -23,8 +23,8 @@ _OF_CALLS: Final = frozenset((Mode.CALLS, Mode.ALIKE))
 class Units:
     """The units of one packet."""
 
-    __slots__ = ("_chunk", "_count", "_definition", "_first", "_flags", "_items", "_mode", "_payloads", "_runner",
-                 "_together", "filters", "shares", "skip_to")  # fmt: skip
+    __slots__ = ("_before", "_chunk", "_count", "_definition", "_first", "_flags", "_items", "_mode", "_payloads",
+                 "_runner", "_together", "filters", "shares", "skip_to")  # fmt: skip
 
     def __init__(
         self, runner: Runner, mode: int, flags: int, count: int, chunk: int, definition: int, first: int, rest: Any
@@ -38,6 +38,7 @@ class Units:
         self._first = first
         self._payloads = rest
         self._together = mode in _TOGETHER
+        self._before = 1 if mode == Mode.CALLS else 0  # buffers before the first payload
         self._items: Any = None  # of these, once loaded
         self.skip_to = 0  # units before this one are not run: an error came before them in their chunk
         self.filters: bytes = b""
@@ -71,7 +72,7 @@ class Units:
                         raise  # by a signal handler, between two units
                     apart[unit] = self.failure(unit, error)
                 left = None  # nobody keeps it longer than a unit
-            elif unit < self.skip_to or self._is_nothing(unit):
+            elif unit < self.skip_to or (not self._together and runner.codec.is_nothing(self._payloads[unit])):
                 apart[unit] = (Status.SKIPPED, b"")
             else:
                 try:
@@ -114,10 +115,11 @@ class Units:
 
     def outcome(self, unit: int) -> tuple[int, Any]:
         """Runs one unit and encodes how it ended."""
-        if unit < self.skip_to or self._is_nothing(unit):
+        codec = self._runner.codec
+        if unit < self.skip_to or (not self._together and codec.is_nothing(self._payloads[unit + self._before])):
             return Status.SKIPPED, b""
         try:
-            return Status.OK, self._runner.codec.encode_value(self._guarded_value(unit))
+            return Status.OK, codec.encode_value(self._guarded_value(unit))
         except BaseException as error:
             return self.failure(unit, error)
 
@@ -161,11 +163,10 @@ class Units:
                 self._items[unit] = None  # what the function adds to it goes with it
             function = runner.function(self._definition)
             return _call_with(function, item) if self._flags & Flag.STAR else function(item)
-        offset = 1 if mode == Mode.CALLS else 0
         descriptors: tuple[int, ...] = ()
         if self.shares:
             descriptors, self.shares[unit] = self.shares[unit], ()
-        data = codec.loads(self._payloads[unit + offset], descriptors)
+        data = codec.loads(self._payloads[unit + self._before], descriptors)
         if mode == Mode.CALLS:
             (definition,) = _IDENT.unpack_from(self._payloads[0], 8 * unit)
             function, arguments, keywords = (runner.function(definition), *data) if definition else data
@@ -180,12 +181,6 @@ class Units:
                 return [(next_item(), _call_with(function, item) if star else function(item))[1] for item in data]
             return [_call_with(function, item) for item in data] if star else [function(item) for item in data]
         return _call_with(function, data) if self._flags & Flag.STAR else function(data)
-
-    def _is_nothing(self, unit: int) -> bool:
-        if self._together:
-            return False
-        offset = 1 if self._mode == Mode.CALLS else 0
-        return self._runner.codec.is_nothing(self._payloads[unit + offset])
 
 
 def _call_with(function: Callable[..., Any], item: Iterable[Any]) -> Any:

@@ -293,12 +293,14 @@ class Worker:
             _descriptors.close_all(received)
             self.send(Kind.UNRECEIVED, _framing.unpack(message)[1], [])
             return True
-        kind, ident, buffers, descriptors = _channel.decode(message, received)
-        for memfd in received[: len(received) - len(descriptors)]:
-            os.close(memfd)
+        kind, ident, buffers = _framing.unpack(message)
+        if kind == _channel.SPILLED:
+            kind, buffers = _channel.fetch(ident, buffers, received)
+            os.close(received[0])
+            received = received[1:]
         if kind == Kind.TASKS:
             self._inline = bool(buffers[0][1] & Flag.INLINE)
-            self._run(ident, buffers, descriptors)
+            self._run(ident, buffers, received)
         return True
 
     def _look_at_gauge(self) -> None:
