@@ -192,9 +192,14 @@ class Pump:
         with `receiving`: whoever has that may be struck by a handler that wants the lock. It is not needed: no worker's
         end is digested meanwhile, and of a worker that was idle no two messages are under way whose order matters.
         """
-        return _framing.exchange(
-            self.outer, self.channels, ARMED, outbox, handle.tasks, heard, handle.on_message, packet, sent, SPIN
-        )
+        try:
+            return _framing.exchange(
+                self.outer, self.channels, ARMED, outbox, handle.tasks, heard, handle.on_message, packet, sent, SPIN
+            )
+        except OSError as error:
+            if came_from_handler(error):
+                raise
+            return None  # who sends or receives next meets it again
 
     def rearm(self) -> None:
         """The I/O thread has served the channels: it stays on watch unless a caller is."""

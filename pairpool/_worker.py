@@ -192,7 +192,7 @@ class _Loading:
 class Worker:
     """The process's ends of its channels, and the runner between them."""
 
-    _inline = False  # outcomes are to go without slabs, as far as they can
+    _inline = 0  # outcomes are to go without slabs, as far as they can
 
     def __init__(
         self,
@@ -299,7 +299,7 @@ class Worker:
             os.close(received[0])
             received = received[1:]
         if kind == Kind.TASKS:
-            self._inline = bool(buffers[0][1] & Flag.INLINE)
+            self._inline = buffers[0][1] & Flag.INLINE
             self._run(ident, buffers, received)
         return True
 

@@ -244,7 +244,8 @@ class Pool(Tasks, stdlib.Pool):  # type: ignore[misc]
     def _check_running(self) -> None:
         if self._status != RUN:
             raise ValueError("Pool not running")
-        self._dispatcher.check_usable()
+        if self._dispatcher.forked:
+            self._dispatcher.check_usable()
 
     def __enter__(self) -> Self:
         self._check_running()

@@ -26,13 +26,14 @@ from hypothesis import example, given, strategies as st
 
 import twins
 from pairpool import _framing
+from pairpool._packet import OUTCOMES_HEAD, Kind, OutcomeMode
 from pairpool.errors import FramingError
 from twins import PAIRS, TWINS, needs_c
 
 twin = twins.twin  # the fixture
 
 HEADER = struct.Struct("<4sBBHQI")
-FUNCTIONS = ["await_message", "flush", "pack", "receive", "unpack", "wait_ready"]
+FUNCTIONS = ["await_message", "exchange", "flush", "pack", "receive", "unpack", "wait_ready"]
 PRIMITIVES = [
     "outbox_append",
     "page_begin",
@@ -250,8 +251,10 @@ def exercise(twin: ModuleType) -> None:
     arrivals: deque[Any] = deque()
     slab = os.memfd_create("slab")  # which has one seal, that there are to be no more
     os.ftruncate(slab, PAGESIZE)
-    with ours, theirs, select.epoll() as epoll:
+    outcome = twin.pack(Kind.OUTCOMES, 2, [OUTCOMES_HEAD.pack(OutcomeMode.SEPARATE, 0, 1, 0), b"\0", b"abc"])
+    with ours, theirs, select.epoll() as epoll, select.epoll() as outer:
         epoll.register(theirs, select.EPOLLIN)
+        outer.register(epoll, 0)
         for _ in range(REPEATS):
             message = twin.pack(1, 2, [b"abc", bytearray(b"de")])
             twin.unpack(message)
@@ -260,6 +263,11 @@ def exercise(twin: ModuleType) -> None:
             twin.wait_ready(epoll, 1.0, 1.0)
             twin.await_message(theirs, arrivals, "tag", 1.0)
             twin.receive(theirs, arrivals, "tag", 10)
+            for answer in (outcome, message):
+                theirs.send(answer)
+                twin.exchange(outer, epoll, 0, deque([(ours, message, ())]), ours, arrivals, "tag", 2, [None], 0.0)
+            with pytest.raises(OSError, match="No such file"):
+                twin.exchange(epoll, outer, 0, deque(), ours, arrivals, "tag", 2, [], 0.0)
             for _, raw in arrivals:
                 for descriptor in _framing.admit(raw)[1]:
                     os.close(descriptor)

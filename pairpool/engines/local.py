@@ -47,7 +47,6 @@ from pairpool._masks import shut_out_signals
 from pairpool._outgoing import Outgoing
 from pairpool._packet import Reason
 from pairpool._pump import BATCH, Kick, Pump
-from pairpool._strikes import came_from_handler
 from pairpool._waiting import Deadline, wake_all
 from pairpool._zygote import Exited, Spawned, WorkerSetup, Zygote
 from pairpool.engines import Event, Handlers, SlotEnd, WorkerPlan
@@ -154,18 +153,10 @@ class LocalEngine:
     ) -> tuple[int, Any] | None:
         handle = self._handles[slot]
         self.outbox.append(entry)
-        try:
-            answer = self._pump.exchange(handle, packet, self.outbox, sent, heard)
-        except OSError as error:
-            if came_from_handler(error):
-                raise
-            answer = None
-        if answer is None:
-            if heard:
-                return handle.answer(packet, sent, heard)
-            if self.outbox:
-                self.flush()  # the kernel pushes back, or the packet cannot be sent
-        return answer
+        answer = self._pump.exchange(handle, packet, self.outbox, sent, heard)
+        if self.outbox:
+            self.flush()  # the kernel pushes back, or the packet cannot be sent
+        return handle.answer(packet, sent, heard) if answer is None and heard else answer
 
     def recall(self, slot: int) -> None:
         handle = self._handles.get(slot)
