@@ -13,9 +13,10 @@ Calls that take more than twice as long are not tried: nobody should look for no
 
 Interruption
 ============
-Before a packet is sent a note of it is left in `sent`, and what a worker is heard to say stays in `heard`;
-both are removed in one commit with what follows from them. Where a signal handler raises in between, the next digest
-finds the note and records the packet: its worker is busy, and its answer comes as any other.
+Before a packet is sent a note of it is left in `sent`, which is removed in one step with the receipt of its answer; any
+other message of its worker stays in `heard`. Where a signal handler raises in between, the next digest finds the note
+and records the packet: its worker is busy, and its answer, or what was heard, is digested as any other. An answer that
+was received is the interrupted caller's alone, and goes with him.
 """
 
 from __future__ import annotations
