@@ -6,7 +6,6 @@ Callers need not have types, so none is relied on where the standard library loo
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pairpool._dispatch import Bound
@@ -61,27 +60,23 @@ def check_chunksize(chunksize: int) -> int:
         raise ValueError(f"chunksize must be an integer, not {chunksize!r}") from None
 
 
-def of_call(function: Any, args: Iterable[Any], kwds: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments as a task would be called with them.
-
-    Raises TypeError for what is no arguments, in the words in which a call of `function` does: they say what is called.
-    """
-    try:
-        return _called(*args, **kwds)
-    except TypeError as error:
-        if came_from_handler(error):
-            raise
-        problem = str(error).replace(f"{__name__}.{_called.__qualname__}()", _name_of(function))
-    raise TypeError(problem)
-
-
-def _called(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def of_call(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """To be called as a task would be: raises TypeError for what is no arguments."""
     return args, kwargs
 
 
-def _name_of(function: Any) -> str:
-    """As CPython writes it in such errors."""
-    if not hasattr(function, "__qualname__"):
-        return str(function)
-    module = getattr(function, "__module__", None)
-    return ("" if module in (None, "builtins") else f"{module}.") + f"{function.__qualname__}()"
+def error_of_call(function: Any, error: Exception) -> Exception:
+    """What `of_call` raised, in the words in which a call of `function` does: they say what is called."""
+    if not isinstance(error, TypeError):
+        return error
+    if hasattr(function, "__qualname__"):
+        module = getattr(function, "__module__", None)
+        called = ("" if module in (None, "builtins") else f"{module}.") + f"{function.__qualname__}()"
+    else:
+        try:
+            called = str(function)
+        except Exception as own:
+            if came_from_handler(own):
+                raise
+            return own  # as in CPython's own call
+    return TypeError(str(error).replace(f"{__name__}.{of_call.__qualname__}()", called))

@@ -72,10 +72,10 @@ class Call:
         raise NotImplementedError
 
     def release(self) -> None:
-        """What was sent for it is not needed any more. Idempotent."""
-        sent = self._payload
-        if type(sent) is Payload:
-            sent.close()
+        """What was sent for it is not needed any more. Idempotent.
+
+        It is not closed: a packet that is still to be sent may have it, too.
+        """
         self._payload = b""
         if self._pending is not None:
             self._pending.remove(self)
@@ -208,6 +208,8 @@ class CallJob:
                     call.settle(Status.ERROR, sent)
                 else:
                     call.settle(status, payload, outcome)
+                    if type(sent) is Payload:
+                        sent.close()
                 call.release()
                 calls.pop(unit, None)
                 if call._terms is not None:

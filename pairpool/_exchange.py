@@ -73,8 +73,10 @@ class Exchange(Answers):
         answer = processes.exchange(slot.ident, packet, entry, sent, self.heard)
         if answer is None:
             self.adopt_sent()
-        else:
-            self.at_rest = True
-            call.settle(answer[0], answer[1])
-            call.release()
+            return True
+        self.at_rest = True
+        call.settle(answer[0], answer[1])
+        if body.descriptors:
+            body.descriptors.close()
+        call.release()
         return True

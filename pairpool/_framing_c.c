@@ -567,11 +567,11 @@ static PyObject *exchange(PyObject *Py_UNUSED(module), PyObject *const *args, Py
         return PyErr_SetFromErrno(PyExc_OSError);
     PyObject *answer = send_and_hear(args[3], args[4], args[5], args[6], ident, args[8], spin);
     event.events = (uint32_t)armed;
-    if (epoll_ctl(epoll, EPOLL_CTL_MOD, watched, &event) < 0 && answer != NULL) {
+    if (epoll_ctl(epoll, EPOLL_CTL_MOD, watched, &event) < 0 && answer == Py_None) {
         Py_DECREF(answer);
         return PyErr_SetFromErrno(PyExc_OSError);
     }
-    return answer;
+    return answer; /* with it the note is gone: it is told in any case */
 }
 
 static int milliseconds_until(int64_t deadline) {

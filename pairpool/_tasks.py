@@ -88,9 +88,16 @@ class Tasks:
         if pending is not None:
             dispatcher.wait(pending.has_room, pending.signals)
             self._check_running()
+        if type(args) is not tuple or type(kwargs) is not dict or kwargs:
+            try:
+                args, kwargs = _arguments.of_call(*args, **kwargs)
+            except Exception as error:
+                if came_from_handler(error):
+                    raise
+                call.carry(None, _arguments.error_of_call(function, error))
+                dispatcher.call(call)
+                return
         try:
-            if type(args) is not tuple or type(kwargs) is not dict or kwargs:
-                args, kwargs = _arguments.of_call(function, args, kwargs)
             encoder = dispatcher.encoder
             payload: Any = args
             # What may be bounded by bytes is measured, and who waits has nobody to share a pickle with.

@@ -186,10 +186,11 @@ class AsyncResult(_Result, Call, stdlib.ApplyResult):  # type: ignore[type-arg]
         return True
 
     def settle(self, status: int, payload: Any, outcome: Outcome | None = None) -> None:
-        if outcome is not None:
-            self._outcome = outcome
-        elif self._raw is None:
-            self._raw = (status, payload)
+        if self._raw is None and self._outcome is None:
+            if outcome is None:
+                self._raw = (status, payload)
+            else:
+                self._outcome = outcome
         self._settle()
 
     def _decode(self) -> Outcome:

@@ -8,6 +8,7 @@ import os
 import pickle
 import signal
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from typing import Any, cast
@@ -348,3 +349,20 @@ def test_results_have_no_dictionary_each(make_pool: MakePool, method: str) -> No
         many = [pool.apply_async(identity, (item,)) for item in items]
         assert [result.get() for result in many] == items
     assert not [result for result in many[50:] if dict in map(type, gc.get_referents(result))]
+
+
+def test_an_error_about_arguments_does_not_keep_its_result(make_pool: MakePool) -> None:
+    """It has no traceback of where it was found, whose frames would have the result."""
+    pool, errors = make_pool(1), []
+    gc.disable()
+    try:
+        result = pool.apply_async(identity, 5)
+        gone = weakref.ref(result)
+        try:
+            result.get()
+        except TypeError as error:
+            errors.append(error)
+        del result
+        assert (len(errors), gone()) == (1, None)
+    finally:
+        gc.enable()
