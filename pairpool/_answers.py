@@ -125,7 +125,7 @@ class Answers(Core):
         if packet.done:
             self._condemn(packet.slot.ident)  # it told outcomes of what it never took
             return
-        now, slots, processes = self._now(), self.scheduler.slots.values(), self.engine.processes
+        now, slots, processes = self._now(), self.scheduler.slots.values(), self.processes
         self.scheduler.roster.untaken(packet, now)
         terms = self._terms_of(packet, packet.first)
         has_limit = terms is not None and terms.limit_ns > 0
@@ -265,7 +265,7 @@ class Answers(Core):
 
     def _is_missed(self) -> bool:
         """Whether units wait while no worker is at work, so that nothing but a new one would begin them."""
-        processes, packets = self.engine.processes, self.scheduler.packets.values()
+        processes, packets = self.processes, self.scheduler.packets.values()
         at_work = processes is not None and any(processes.has_taken(each.slot.ident, each.ident) for each in packets)
         return bool(self.scheduler.waiting) and not at_work
 

@@ -53,7 +53,8 @@ class Core:
         self.calls = CallJob(self.encoder)
         self.batches: dict[int, BatchJob] = {}
         self.feeders: dict[int, Feeder] = {}
-        rouses = engine.processes is not None
+        self.processes = engine.processes
+        rouses = self.processes is not None
         self.scheduler = Scheduler(credit=engine.credit, packet_room=engine.packet_room, budget=budget, rouses=rouses)
         self.scheduler.backlog.add(self.calls.plan)
         self.closing = False
@@ -66,7 +67,7 @@ class Core:
         self.at_rest = False  # nothing is waiting, in flight or ending: a call may be exchanged
         self.sated = False  # calls wait, and none is to be sent until something is answered
         # Only processes' units have any.
-        self.limits = Limits(cast(Processes, engine.processes), self._terms_of, self._close_slot)
+        self.limits = Limits(cast(Processes, self.processes), self._terms_of, self._close_slot)
         self._max_memory = plan.max_memory_per_worker
         self.delivered = Delivered()
         self._failed_starts: set[int] = set()
@@ -293,7 +294,7 @@ class Core:
             if packet is not None:
                 self.engine.look(action[1], packet.ident, packet.count, action[3])
         elif kind is Action.ROUSE:
-            cast(Processes, self.engine.processes).rouse(action[1])
+            cast(Processes, self.processes).rouse(action[1])
         elif kind is Action.OPEN:
             self.delivered.by_slot.setdefault(action[1], set())
             self.engine.open(action[1])

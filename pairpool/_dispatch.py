@@ -222,7 +222,7 @@ class Dispatcher(Exchange):
 
         It digests, or receives; nothing that takes either can happen before the handler returns.
         """
-        processes = self.engine.processes
+        processes = self.processes
         return self._holder == get_ident() or (processes is not None and processes.receives_here)
 
     def wait(self, ready: Callable[[], bool], watched: list[Settable], timeout: float | None = None) -> bool:

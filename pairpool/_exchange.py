@@ -43,7 +43,7 @@ class Exchange(Answers):
     def exchange(self, call: Call) -> bool:
         """Sends a call; it may be settled on return. False where it has to be scheduled: then nothing was sent."""
         scheduler, engine, calls = self.scheduler, self.engine, self.calls
-        processes = engine.processes
+        processes = self.processes
         if processes is None or not self.at_rest or self.events or calls.incoming or self.delivered.gone:
             return False
         if calls.plan.unit_ns > SHORT:
@@ -78,5 +78,4 @@ class Exchange(Answers):
         call.settle(answer[0], answer[1])
         if body.descriptors:
             body.descriptors.close()
-        call.release()
         return True

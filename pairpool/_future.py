@@ -148,7 +148,7 @@ class Future(Awaited, Call, concurrent.futures.Future[T]):
         that has its own handler for the signal (``SIGRTMAX-3``). In a `ThreadPool` a call that runs cannot be ended.
         """
         dispatcher = self._dispatcher
-        ends = running and dispatcher.engine.processes is not None and not dispatcher.forked
+        ends = running and dispatcher.processes is not None and not dispatcher.forked
         with self._condition:
             # Seen and changed by operators alone, as in `begin`: no other thread comes between.
             cancels = self._state == "PENDING" or (self._state == "RUNNING" and ends)

@@ -44,7 +44,7 @@ class Tasks:
             result = self.apply_async(func, args, kwds)  # a subclass has its own, and expects it to be called
         else:
             self._check_running()
-            result = AsyncResult(self._dispatcher, self._owner, None, None)
+            result = AsyncResult(self._dispatcher, self, None, None)
             self._call(result, func, args, kwds, waits=True)
         value: T = result.get()
         return value
