@@ -12,7 +12,19 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from socket import MSG_CMSG_CLOEXEC, MSG_CTRUNC, MSG_EOR, MSG_TRUNC, SCM_CREDENTIALS, SCM_RIGHTS, SOL_SOCKET
+from select import EPOLLIN, epoll
+from socket import (
+    AF_UNIX,
+    MSG_CMSG_CLOEXEC,
+    MSG_CTRUNC,
+    MSG_EOR,
+    MSG_TRUNC,
+    SCM_CREDENTIALS,
+    SCM_RIGHTS,
+    SOCK_SEQPACKET,
+    SOL_SOCKET,
+    socketpair,
+)
 from types import SimpleNamespace
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 from unittest.mock import patch
@@ -127,6 +139,9 @@ def check_envelope(envelope: Envelope) -> str:
 # --- Answers ------------------------------------------------------------------------------------------------
 
 
+_MESSAGES: Final = [value for name, value in vars(Kind).items() if name.isupper()]
+
+
 class Answer(NamedTuple):
     """What a worker sent, and the packet that it is asked about."""
 
@@ -160,7 +175,7 @@ def make_answer(source: Source) -> Answer:
     if how < 0.6:
         data = build(Kind.OUTCOMES, packet, _make_outcomes(source))
     elif how < 0.9:
-        kind = source.pick((*Kind, *Kind, 0, 99, 255))
+        kind = source.pick((*_MESSAGES, *_MESSAGES, 0, 99, 255))
         buffers = [source.stuff(source.size()) for _ in range(source.pick((0, 1, 1, 2)))]
         data = build(kind, packet, buffers)
     else:
@@ -209,32 +224,48 @@ class _Parent:
     def on_full(self, word: tuple[int, Any, int]) -> None:
         self._note("full", (word[0], word[2]))
 
-    def digest(self, answer: Answer, unpack: Callable[[Any], Any]) -> tuple[Any, list[tuple[str, Any]], list[int]]:
-        """Read it as an answer that is awaited, and as any message; also return which descriptors were closed."""
+    def digest(self, answer: Answer, unpack: Callable[[Any], Any]) -> tuple[list[tuple[str, Any]], list[int]]:
+        """Read it; also return which descriptors were closed."""
         self.told.clear()
         self.events.clear()
         self.events.append(_ARRIVED)
         _closed.clear()
         with patch.object(_framing, "unpack", unpack):
-            awaited = outcome(self.handle.answer, answer.packet, (answer.message, answer.ancillary, answer.flags, None))
             failure = outcome(self.handle.on_message, (answer.message, [*answer.ancillary], answer.flags, None))
         require(failure is None, "whatever arrives is digested", failure)
         if self.events:
             handler, argument = self.events[0]  # left for later, as descriptors had to be closed first
             handler(argument)
         require(not self.events and len(self.told) == 1, "one thing becomes of what arrives", self.told)
-        return awaited, [*self.told], [*_closed]
+        return [*self.told], [*_closed]
+
+
+def _exchanged(answer: Answer, exchange: Callable[..., Any]) -> Any:
+    """Return what is found in the message where it is awaited, and whether its note is gone and it was recorded."""
+    ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
+    with ours, theirs, epoll() as watched, epoll() as outer:
+        watched.register(ours, EPOLLIN)
+        outer.register(watched, 0)
+        theirs.send(answer.message)
+        arrivals, note = deque[Any](), [None]
+        found = exchange(outer, watched, 0, deque(), ours, arrivals, None, answer.packet, note, 0.0)
+        return found, len(note), len(arrivals)
 
 
 def check_answer(answer: Answer) -> str:
     """Digest it with both twins; outcomes must be what outcomes can be."""
     parent = _Parent()
-    awaited, told, closed = agreed(*[parent.digest(answer, twin.unpack) for twin in (_framing_py, _framing_c)])
+    told, closed = agreed(*[parent.digest(answer, twin.unpack) for twin in (_framing_py, _framing_c)])
     require(closed == _descriptors_in(answer.ancillary), "every descriptor is closed, once", closed)
-    require(awaited is None or told == [("outcomes", awaited)], "an answer is the same as any message", awaited, told)
     name, argument = told[0]
     if name == "outcomes":
         _require_outcomes(argument)
+    if not answer.ancillary and not answer.flags:
+        found = agreed(*[_exchanged(answer, twin.exchange) for twin in (_framing_py, _framing_c)])
+        is_lone = name == "outcomes" and argument[1:5] == (answer.packet, OutcomeMode.SEPARATE, 0, 1)
+        lone = (argument.buffers[0][0], bytes(argument.buffers[1])) if is_lone else None
+        expected = (lone, 0, 0) if lone is not None and lone[0] <= Status.ERROR else (None, 1, 1)
+        require(found == expected, "an answer that is awaited is the same as any message", found, told)
     return name if name == CONDEMNED else f"{ACCEPTED}: {name}"
 
 

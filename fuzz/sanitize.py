@@ -33,6 +33,7 @@ TESTS: Final = (
     "local",
     "waiting",
     "exchange",
+    "lone_calls",
     "slab",
     "slab_shortages",
 )

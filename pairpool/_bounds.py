@@ -48,28 +48,28 @@ class Pending:
     def __init__(self, bound: Bound) -> None:
         self.signals: list[Settable] = []  # of those who wait for room
         self._bound = bound
-        self._calls: dict[int, tuple[weakref.ref[object], int]] = {}  # sink, which whoever has the call keeps, and size
+        self._calls: dict[int, tuple[weakref.ref[object], int]] = {}  # the call, which its caller keeps, and size
         self._size = 0  # of all of them; or more, where an interrupt has struck
 
     def has_room(self) -> bool:
         """Whether there may be another call."""
         if self._bound.leaves_room(len(self._calls), self._size):
             return True
-        # A call that an interrupt has kept from being made has no sink any more.
-        for number, (sink, _) in [*self._calls.items()]:
-            if sink() is None:
+        # A call that an interrupt has kept from being made is gone.
+        for number, (call, _) in [*self._calls.items()]:
+            if call() is None:
                 self._calls.pop(number, None)
         self._size = sum([size for _, size in [*self._calls.values()]])
         return self._bound.leaves_room(len(self._calls), self._size)
 
-    def add(self, sink: object, payload: Any) -> None:
+    def add(self, call: object, payload: Any) -> None:
         """There is another call."""
         size = size_of((payload,))
         self._size += size
-        self._calls[id(sink)] = weakref.ref(sink), size
+        self._calls[id(call)] = weakref.ref(call), size
 
-    def remove(self, sink: object) -> None:
+    def remove(self, call: object) -> None:
         """A call has its outcome. Idempotent."""
-        _, size = self._calls.pop(id(sink), (None, 0))
+        _, size = self._calls.pop(id(call), (None, 0))
         self._size -= size
         wake_all(self.signals)

@@ -48,7 +48,7 @@ class Call:
     _terms: Terms | None = None
     _pending: Pending | None = None  # which counts it
 
-    def carry(
+    def _carry(
         self,
         definition: Definition | None,
         payload: Payload | bytes | tuple[Any, ...] | BaseException,
@@ -71,11 +71,12 @@ class Call:
         """Idempotent; runs no code of the user's. `outcome`: what is in the payload, where that is known already."""
         raise NotImplementedError
 
-    def release(self) -> None:
+    def _release(self) -> None:
         """What was sent for it is not needed any more. Idempotent.
 
         It is not closed: a packet that is still to be sent may have it, too.
         """
+        self._definition = self._terms = None
         self._payload = b""
         if self._pending is not None:
             self._pending.remove(self)
@@ -203,17 +204,17 @@ class CallJob:
                 call = calls.get(unit)
                 if call is None:
                     continue  # settled when this was interrupted
-                sent = call._payload
+                sent, terms = call._payload, call._terms
                 if isinstance(sent, BaseException):
                     call.settle(Status.ERROR, sent)
                 else:
                     call.settle(status, payload, outcome)
                     if type(sent) is Payload:
                         sent.close()
-                call.release()
-                calls.pop(unit, None)
-                if call._terms is not None:
+                if terms is not None:
                     self.tries.forget(unit)
+                call._release()
+                calls.pop(unit, None)
                 if self.unreceived:
                     self.unreceived.pop(unit, None)
             del records[0]
@@ -272,6 +273,6 @@ class CallJob:
         made = self.incoming[:]  # others may make more meanwhile
         for call in [*self.calls.values(), *made]:
             call.settle(Status.ERROR, error)
-            call.release()
+            call._release()
         self.calls.clear()
         del self.incoming[: len(made)]

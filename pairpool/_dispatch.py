@@ -80,7 +80,7 @@ __all__ = [
     "wake_all",
 ]
 
-_NAMED = DefinitionKind.NAMED  # 3.11 takes 0.1 us to find a member of an enum
+_NAMED = DefinitionKind.NAMED  # 3.11 takes its time to find a member of an enum
 
 
 class Dispatcher(Exchange):

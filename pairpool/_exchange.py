@@ -13,10 +13,10 @@ Calls that take more than twice as long are not tried: nobody should look for no
 
 Interruption
 ============
-Before a packet is sent a note of it is left in `sent`, which is removed in one step with the receipt of its answer; any
-other message of its worker stays in `heard`. Where a signal handler raises in between, the next digest finds the note
-and records the packet: its worker is busy, and its answer, or what was heard, is digested as any other. An answer that
-was received is the interrupted caller's alone, and goes with him.
+A packet goes to the engine's outbox in one commit with a note of it in `sent`, which is removed in one step with the
+receipt of its answer; any other message of its worker stays in `heard`. Where a signal handler raises in between, the
+next digest finds the note and records the packet: its worker is busy, and its answer, or what was heard, is digested
+as any other. An answer that was received is the interrupted caller's alone, and goes with him.
 """
 
 from __future__ import annotations
@@ -63,14 +63,15 @@ class Exchange(Answers):
             if came_from_handler(error):
                 raise
             return False
-        sent = self.sent
+        sent, outbox, entries = self.sent, engine.outbox, (entry,)
         note = (_new_sent((packet, slot, calls.plan, body, size, calls.calls, call)),)
         # commit
         scheduler.next_packet = packet + 1
         self.at_rest = False
         sent += note
+        outbox += entries
 
-        answer = processes.exchange(slot.ident, packet, entry, sent, self.heard)
+        answer = processes.exchange(slot.ident, packet, sent, self.heard)
         if answer is None:
             self.adopt_sent()
             return True

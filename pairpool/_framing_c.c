@@ -528,6 +528,7 @@ static PyObject *send_and_hear(PyObject *outgoing, PyObject *sock, PyObject *arr
     int socket = descriptor_of(sock);
     PyObject *all_sent = PyErr_Occurred() ? NULL : flush(NULL, outgoing);
 
+    Py_XDECREF(all_sent); /* True, False or NULL: compared below, no more */
     if (all_sent != Py_True)
         return all_sent == NULL ? NULL : Py_NewRef(Py_None);
     for (;;) {

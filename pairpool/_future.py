@@ -6,6 +6,7 @@ import concurrent.futures
 import threading
 from _thread import allocate_lock
 from collections.abc import Callable
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pairpool import errors
@@ -20,6 +21,16 @@ T = TypeVar("T")
 _TOLD = (0, b"")  # status and payload where what is in it is known already; not one of each future's own
 
 _conditions = allocate_lock()  # guards the making of any future's Condition against its finishing without one
+
+
+class _Condition(threading.Condition):
+    """One whose lock is taken and left in C: what a signal handler raises in `Condition.__enter__` leaves it locked.
+
+    Then the callback thread would wait for it for ever, and with it all that needs a callback.
+    """
+
+    __enter__ = property(attrgetter("_lock.__enter__"))
+    __exit__ = property(attrgetter("_lock.__exit__"))
 
 
 class _ListOnDemand:
@@ -57,7 +68,7 @@ class Future(Awaited, Call, concurrent.futures.Future[T]):
     def _condition(self) -> threading.Condition:  # type: ignore[override]  # there an attribute, made at once
         made = self._made
         if made is None:
-            made = threading.Condition()
+            made = _Condition()
             with _conditions:  # operators only: no signal handler can enter again in between
                 if self._made is None:
                     self._made = made

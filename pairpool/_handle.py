@@ -221,7 +221,7 @@ class WorkerHandle:
                 raise
             return None  # `on_message` says what is wrong, and what follows from it
         descriptors, owners = outcomes.kept
-        if outcomes.again or outcomes[2:5] != _THE_ONE or len(descriptors) != len(received):
+        if outcomes[2:5] != _THE_ONE or len(descriptors) != len(received):
             return None
         owning = map(_descriptors.Owner.fromfd, descriptors)
         # commit

@@ -94,9 +94,11 @@ class Tasks:
             except Exception as error:
                 if came_from_handler(error):
                     raise
-                call.carry(None, _arguments.error_of_call(function, error))
+                call._carry(None, _arguments.error_of_call(function, error))
                 dispatcher.call(call)
                 return
+        else:
+            kwargs = {}  # the caller may change his own, and threads are given what there is
         try:
             encoder = dispatcher.encoder
             payload: Any = args
@@ -107,9 +109,9 @@ class Tasks:
         except Exception as error:
             if came_from_handler(error):
                 raise
-            call.carry(None, error)
+            call._carry(None, error)
         else:
-            call.carry(definition, payload, self._terms, pending)
+            call._carry(definition, payload, self._terms, pending)
         if waits:
             dispatcher.call_and_wait(call)
         else:

@@ -196,7 +196,7 @@ def packed(thing: Any, **how: Any) -> Payload:
 
 def carrying(call: Any, payload: Any, definition: Definition | None = None, terms: Terms | None = None) -> Any:
     """Return a call of which that is sent."""
-    call.carry(definition, payload, terms)
+    call._carry(definition, payload, terms)
     return call
 
 

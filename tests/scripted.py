@@ -233,11 +233,8 @@ class ScriptedEngine:
         """Itself: it can all that an engine of processes can."""
         return self
 
-    def exchange(
-        self, slot: int, packet: int, entry: Any, sent: list[Any], heard: deque[Event]
-    ) -> tuple[int, Any] | None:
+    def exchange(self, slot: int, packet: int, sent: list[Any], heard: deque[Event]) -> tuple[int, Any] | None:
         """Send a packet, and return what is answered."""
-        self.outbox.append(entry)
         self.flush()
         if not self.prompt or slot not in self.by_slot:
             return None

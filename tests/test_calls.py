@@ -7,6 +7,8 @@ import gc
 import os
 import pickle
 import signal
+import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -15,6 +17,8 @@ from typing import Any, cast
 
 import pytest
 
+import pairpool
+from forks import open_descriptors
 from pairpool import PairpoolError, Retry, TaskCancelledError, WorkerLostError, _calls
 from pairpool._codec import Encoder
 from pairpool._packet import Mode, OutcomeMode
@@ -366,3 +370,47 @@ def test_an_error_about_arguments_does_not_keep_its_result(make_pool: MakePool) 
         assert (len(errors), gone()) == (1, None)
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("method", ["apply_async", "submit"])
+def test_a_result_that_is_kept_keeps_nothing_that_was_sent(make_pool: MakePool, method: str) -> None:
+    """A function that goes by value has a pickle, and that a descriptor; workers have it for as long as the caller."""
+    pool = make_pool(1)
+
+    def call_one(number: int) -> Any:
+        data = bytes([number]) * 200_000
+        result = getattr(pool, method)(lambda: data[0])
+        assert (result.get() if method == "apply_async" else result.result()) == number
+        return result
+
+    kept = [call_one(0)]
+    before = len(open_descriptors())
+    kept += [call_one(number) for number in range(50)]
+    assert len(open_descriptors()) < before + 10
+    assert len(pool._dispatcher.delivered.by_slot[0]) < 10
+    assert len(kept) == 51
+
+
+def test_a_future_is_locked_in_one_step(make_pool: MakePool) -> None:
+    """No function written in Python is entered or left with the lock, in which a signal handler may raise."""
+    condition = make_pool(1).submit(identity, 1)._condition
+    entered: list[str] = []
+    sys.setprofile(lambda frame, event, _: entered.append(f"{event} {frame.f_code.co_name}"))
+    try:
+        with condition:
+            pass
+    finally:
+        sys.setprofile(None)
+    assert not [each for each in entered if not each.startswith("c_") and "test_a_future" not in each]
+
+
+def test_keywords_may_change_once_a_call_is_made() -> None:
+    """Also where threads are given what there is, and nothing is pickled."""
+    with pairpool.ThreadPool(1) as pool:
+        gate = threading.Event()
+        pool.apply_async(gate.wait)
+        keywords: dict[str, Any] = {}
+        result = pool.apply_async(dict, (), keywords)
+        keywords["late"] = 1
+        gate.set()
+        assert result.get(PATIENCE) == {}

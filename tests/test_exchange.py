@@ -107,6 +107,7 @@ def test_what_is_interrupted_on_the_way_runs_once_or_never(make_stage: Any, prom
         stage.engine.prompt = True
         assert outcome(ask(stage, 2)) == 4, f"interrupted at {watching.struck}"
         stage.run()
+        assert not stage.dispatcher.scheduler.packets, f"interrupted at {watching.struck}"
         stage.close()
         number += 1
     assert number > 30

@@ -35,7 +35,7 @@ class InlinePool:
 
     def made(self, result: AsyncResult, function: Callable[..., Any], *arguments: Any) -> Call:
         """Make a call."""
-        result.carry(*self.dispatcher.encoder.call(function, arguments, {}))
+        result._carry(*self.dispatcher.encoder.call(function, arguments, {}))
         return result
 
 

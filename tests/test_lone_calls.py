@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import sys
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -201,3 +202,15 @@ def test_twins_find_the_same_answers(data: st.DataObject) -> None:
             line.theirs.send(message)
             found.append((line.exchange(each), line.arrivals, line.note))
     assert found == found[:1] * len(found)
+
+
+def test_no_reference_is_left(twin: ModuleType, line: Line) -> None:
+    """Not even to what there is but one of."""
+    before = sys.getrefcount(True), sys.getrefcount(False), sys.getrefcount(None)
+    for _ in range(500):
+        line.note.append("note")
+        line.theirs.send(outcome())
+        assert line.exchange(twin)
+        assert line.exchange(twin) is None
+    after = sys.getrefcount(True), sys.getrefcount(False), sys.getrefcount(None)
+    assert all(abs(now - then) < 250 for now, then in zip(after, before, strict=True))

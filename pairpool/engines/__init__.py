@@ -150,10 +150,8 @@ class Processes(Protocol):
     def receives_here(self) -> bool:
         """Whether the calling thread was interrupted as it receives: workers may have to wait with their end for it."""
 
-    def exchange(
-        self, slot: int, packet: int, entry: Any, sent: list[Any], heard: deque[Event]
-    ) -> tuple[int, Any] | None:
-        """Sends this packet of one unit, and looks for its outcome for as long as it is not worth to sleep.
+    def exchange(self, slot: int, packet: int, sent: list[Any], heard: deque[Event]) -> tuple[int, Any] | None:
+        """Sends this packet of one unit, which is in the outbox, and looks for its outcome while it pays not to sleep.
 
         Returns status and payload, and removes the note of the packet in `sent`, in one step. None where there is no
         answer, or another one, which is left in `heard` to be digested.

@@ -148,11 +148,8 @@ class LocalEngine:
     def processes(self) -> LocalEngine:
         return self
 
-    def exchange(
-        self, slot: int, packet: int, entry: Any, sent: list[Any], heard: deque[Event]
-    ) -> tuple[int, Any] | None:
+    def exchange(self, slot: int, packet: int, sent: list[Any], heard: deque[Event]) -> tuple[int, Any] | None:
         handle = self._handles[slot]
-        self.outbox.append(entry)
         answer = self._pump.exchange(handle, packet, self.outbox, sent, heard)
         if self.outbox:
             self.flush()  # the kernel pushes back, or the packet cannot be sent
