@@ -113,6 +113,22 @@ def test_what_is_interrupted_on_the_way_runs_once_or_never(make_stage: Any, prom
     assert number > 30
 
 
+def test_a_call_that_is_struck_before_it_is_sent_is_sent_later(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is noted as sent by then, so nobody else would send it, and its worker would be waited for without end."""
+
+    def be_struck(*_: Any) -> None:
+        raise Interrupted
+
+    monkeypatch.setattr(stage.engine, "exchange", be_struck)
+    with pytest.raises(Interrupted):
+        ask(stage, 1)
+    monkeypatch.undo()
+    assert outcome(ask(stage, 2)) in (4, repr(pairpool.TimeoutError()))
+    stage.run()
+    assert stage.ran == [2, 1] or stage.ran == [1, 2]
+    assert not stage.dispatcher.scheduler.packets
+
+
 def test_a_worker_that_has_a_call_of_an_interrupted_caller_is_busy(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
