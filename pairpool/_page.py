@@ -140,6 +140,9 @@ class Page:
     Its descriptors are registered: a child that the parent or the worker forks later has none of them.
     """
 
+    begin: Callable[[int, int], None]
+    """Worker: enter a packet with so many units; from now on these may be claimed, by either side."""
+
     claim: Callable[[], int]
     """Worker: claim the next unit and return its offset; -1 if none is left, as the parent took the rest."""
 

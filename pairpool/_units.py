@@ -72,7 +72,7 @@ class Units:
                         raise  # by a signal handler, between two units
                     apart[unit] = self.failure(unit, error)
                 left = None  # nobody keeps it longer than a unit
-            elif unit < self.skip_to or (not self._together and runner.codec.is_nothing(self._payloads[unit])):
+            elif self._is_skipped(unit):
                 apart[unit] = (Status.SKIPPED, b"")
             else:
                 try:
@@ -115,13 +115,17 @@ class Units:
 
     def outcome(self, unit: int) -> tuple[int, Any]:
         """Runs one unit and encodes how it ended."""
-        codec = self._runner.codec
-        if unit < self.skip_to or (not self._together and codec.is_nothing(self._payloads[unit + self._before])):
+        if self._is_skipped(unit):
             return Status.SKIPPED, b""
         try:
-            return Status.OK, codec.encode_value(self._guarded_value(unit))
+            return Status.OK, self._runner.codec.encode_value(self._guarded_value(unit))
         except BaseException as error:
             return self.failure(unit, error)
+
+    def _is_skipped(self, unit: int) -> bool:
+        if self._together:
+            return unit < self.skip_to
+        return unit < self.skip_to or self._runner.codec.is_nothing(self._payloads[unit + self._before])
 
     def failure(self, unit: int, error: BaseException) -> tuple[int, Any]:
         """How a unit ended that raised this."""
