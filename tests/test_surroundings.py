@@ -228,6 +228,7 @@ class TestSignals:
         finally:
             signal.signal(signal.SIGTERM, before)
         worker.spawned()
+        worker.post(zygotes.run_on)  # who waits sleeps on where a signal comes just before that (see _pump.py)
 
         nest.zygote.signal(0, signal.SIGTERM)
 

@@ -196,6 +196,12 @@ def fail() -> None:
     raise ValueError("meant to fail")
 
 
+def run_on() -> None:
+    """Run until a signal handler raises."""
+    while True:
+        pass
+
+
 def handler_of(signum: int) -> str:
     """Return in words what this process does on a signal."""
     handler = signal.getsignal(signum)
