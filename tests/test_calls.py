@@ -20,7 +20,8 @@ import pytest
 import pairpool
 from forks import open_descriptors
 from pairpool import PairpoolError, Retry, TaskCancelledError, WorkerLostError, _calls
-from pairpool._codec import Encoder
+from pairpool._codec import Encoder, Payload
+from pairpool._descriptors import OwnedDescriptors, Owner
 from pairpool._packet import Mode, OutcomeMode
 from pairpool._plain import load_numbers
 from pairpool._record import Record
@@ -414,3 +415,16 @@ def test_keywords_may_change_once_a_call_is_made() -> None:
         keywords["late"] = 1
         gate.set()
         assert result.get(PATIENCE) == {}
+
+
+def test_what_is_still_to_be_sent_stays_open_when_its_call_ends() -> None:
+    """The numbers of descriptors in the outbox would be another's."""
+    owned = OwnedDescriptors([Owner.fromfd(os.dup(0))])
+    job, result = _calls.CallJob(Encoder()), unsettled()
+    job.calls = {0: carrying(result, Payload(b"", descriptors=owned))}
+    job.fail(PairpoolError("the pool was terminated"))
+    assert result.ready()
+    os.fstat(owned[0])
+    owned.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(owned[0])
