@@ -293,6 +293,8 @@ class Dispatcher(Exchange):
             feeder.hand_over()
         self.wait(lambda: self.shutting and self.engine.is_shut, self.signals)
         self._callback_signal.set()
+        # Their last frames, too, have this pool: as daemons they would keep it where the interpreter ends just then.
+        self.engine.join()
         if threading.current_thread() is not self._callback_thread:
             self._callback_thread.join()
 

@@ -319,6 +319,9 @@ class ScriptedEngine:
         """Whether it is over."""
         return bool(self.shut_down)
 
+    def join(self) -> None:
+        """Nothing is left to wait for: there is no thread."""
+
     def pump(self, ready: Callable[[], bool], watched: list[Settable], timeout: float | None) -> bool:
         """Nothing to receive."""
         return False

@@ -233,6 +233,9 @@ class Engine(Protocol):
     def is_shut(self) -> bool:
         """Whether nothing of the engine is left; `handlers.engine_shut()` is called when that has come."""
 
+    def join(self) -> None:
+        """Waits until a thread of the engine's has ended that ends when it is shut, unless it is the calling one."""
+
     def pump(self, ready: Callable[[], bool], watched: list[Settable], timeout: float | None) -> bool:
         """Receives and drains on the calling thread until `ready()` or `timeout`.
 

@@ -150,6 +150,8 @@ class InlineEngine:
     def is_shut(self) -> bool:
         return self._shut
 
+    def join(self) -> None: ...
+
     def workers(self) -> list[Any]:
         return []
 

@@ -155,6 +155,10 @@ class LocalEngine:
             self.flush()  # the kernel pushes back, or the packet cannot be sent
         return handle.answer(packet, sent, heard) if answer is None and heard else answer
 
+    def join(self) -> None:
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
     def recall(self, slot: int) -> None:
         handle = self._handles.get(slot)
         if handle is not None:

@@ -248,6 +248,8 @@ class ThreadEngine:
         """Takes a tail back; as all handlers do it removes its event."""
         self.handlers.on_cut((claims.packet, claims.take_tail()))
 
+    def join(self) -> None: ...  # who is in the user's code may never end
+
     def stop(self, slot: int) -> None:
         at = self._slots.get(slot)
         if at is not None:
